@@ -1,0 +1,110 @@
+"""How far a run is: one bar on a terminal, a plain line now and then elsewhere, and no bar of anyone else's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TextIO
+
+Advance = Callable[..., None]  # advance() for one unit, advance(n) for n
+PLAIN_SECONDS = 10.0  # between two plain lines
+
+
+class Progress:
+    """Tells a person what happens, on stderr. `quiet` says nothing; `verbose` also says the details."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, stream: TextIO | None = None):
+        self.quiet = quiet
+        self.verbose = verbose
+        self.stream = stream or sys.stderr
+        self._bar_is_up = False
+        self._console = None if quiet or not self.stream.isatty() else _console(self.stream)
+
+    def say(self, message: str) -> None:
+        """One line."""
+        if self._console:  # above the bar, when there is one
+            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        elif not self.quiet:
+            print(message, file=self.stream, flush=True)
+
+    def detail(self, message: str) -> None:
+        """One line that only `verbose` asks for."""
+        if self.verbose:
+            self.say(message)
+
+    @contextmanager
+    def track(self, description: str, total: int | None = None) -> Iterator[Advance]:
+        """A bar for the length of the block, which gets the function that moves it; a bar inside a bar is silent."""
+        if self.quiet or self._bar_is_up:
+            yield _nothing
+            return
+        self._bar_is_up = True
+        try:
+            with self._bar(description, total) if self._console else _lines(self.say, description, total) as advance:
+                yield advance
+        finally:
+            self._bar_is_up = False
+
+    @contextmanager
+    def _bar(self, description: str, total: int | None) -> Iterator[Advance]:
+        from rich import progress as bars
+
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeRemainingColumn(),
+        )
+        with bars.Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda count=1: bar.advance(task, count)
+
+
+def _console(stream: TextIO):  # type: ignore[no-untyped-def]  # rich is slow to import, and only a terminal needs it
+    from rich.console import Console
+
+    return Console(file=stream)
+
+
+def _nothing(count: int = 1) -> None:
+    """An advance that shows nothing."""
+
+
+@contextmanager
+def _lines(say: Callable[[str], None], description: str, total: int | None) -> Iterator[Advance]:
+    """Says how far it is at most every PLAIN_SECONDS, so that a log of a long run stays short."""
+    done, spoken = 0, time.monotonic()
+
+    def advance(count: int = 1) -> None:
+        nonlocal done, spoken
+        done += count
+        if time.monotonic() - spoken >= PLAIN_SECONDS:
+            spoken = time.monotonic()
+            say(f"{description}: {done}" + (f" of {total}" if total else ""))
+
+    yield advance
+
+
+def silence_others() -> None:
+    """Asks libraries not imported yet for no bars and no chatter, for the whole process: only for the command line."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """No bars of the libraries that are loaded already, until the block ends."""
+    with ExitStack() as stack:
+        logging = sys.modules.get("transformers.utils.logging")
+        if logging and logging.is_progress_bar_enabled():
+            logging.disable_progress_bar()
+            stack.callback(logging.enable_progress_bar)
+        datasets = sys.modules.get("datasets")
+        if datasets and datasets.are_progress_bars_disabled() is False:
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
+        yield

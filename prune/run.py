@@ -1,0 +1,58 @@
+"""What a step is handed: the model, the run's settings, and where to leave what it made and found."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from prune.progress import Advance, Progress
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text a step looks at: a builtin, a local file or a Hub dataset, and how much of it."""
+
+    data: str
+    samples: Positive = 128
+    length: Annotated[int, Field(ge=2)] = 512
+    field: str | None = None
+    split: str | None = None
+    streaming: bool = False
+    batch_size: Positive = 8
+
+
+@dataclass
+class Run:
+    """One step's view of the run. A step that changes the model puts the new one in `model`.
+
+    `folder` is the step's own: what a step writes there (say `onnx/`) ends up in the output. `record` and `warnings`
+    are kept with the step and must be JSON; `timings` are kept apart, since they differ from run to run. In a `dry`
+    run no weight may be read and nothing written: the model has shapes only.
+    """
+
+    model: Any
+    original: Any
+    seed: int
+    device: str
+    dtype: str
+    calibration: Calibration | None
+    dry: bool
+    folder: Path
+    progress: Progress
+    record: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        """Tells the user one line."""
+        self.progress.say(message)
+
+    def track(self, description: str, total: int | None = None) -> AbstractContextManager[Advance]:
+        """A progress bar: `with run.track("layers", 24) as advance: ... advance()`."""
+        return self.progress.track(description, total)
