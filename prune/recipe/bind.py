@@ -1,0 +1,184 @@
+"""Values from a recipe become keyword arguments of a function: its signature says which, and what they may be."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import annotated_types
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from prune.errors import PruneError, unknown
+from prune.recipe.document import At, Document, spell
+
+Where = Callable[..., str]
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_BOUNDS = {
+    annotated_types.Ge: ("ge", "at least"),
+    annotated_types.Gt: ("gt", "above"),
+    annotated_types.Le: ("le", "at most"),
+    annotated_types.Lt: ("lt", "below"),
+    annotated_types.MultipleOf: ("multiple_of", "a multiple of"),
+    annotated_types.MinLen: ("min_length", "of length at least"),
+    annotated_types.MaxLen: ("max_length", "of length at most"),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword argument: what it may be, and its default where it has one."""
+
+    name: str
+    annotation: Any
+    default: Any
+    required: bool
+
+
+def options(function: Callable) -> dict[str, Option]:
+    """The options of a function (a step without its `run`, or a dataclass), in the order of its signature."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        p.name: Option(p.name, hints[p.name], p.default, p.default is inspect.Parameter.empty)
+        for p in parameters
+        if p.name != "run"
+    }
+
+
+def bind(function: Callable, given: object, document: Document, at: At, *, kind: str = "option") -> dict[str, Any]:
+    """The arguments that `given` (the value at `at`) makes for `function`, without defaults.
+
+    PruneError, placed in the document, for anything the signature does not take or that is missing. Types are taken at
+    their word: "0.25" is no number, 1 is a float, 1.0 is not an int.
+    """
+    if not isinstance(given, Mapping):
+        raise PruneError(f"must be a mapping of {kind}s, not {show(given)}", where=document.where(at))
+    known = options(function)
+    for name in given:
+        if name not in known:
+            raise unknown(kind, name, known).at(document.where((*at, name), key=True))
+    for option in known.values():
+        if option.required and option.name not in given:
+            raise PruneError(f"{option.name} is missing: {describe(option.annotation)}", where=document.where(at))
+    return {name: _check(known[name], value, document, (*at, name)) for name, value in given.items()}
+
+
+def defaults(function: Callable) -> dict[str, Any]:
+    """The options that may be left out, with what they are then."""
+    return {option.name: option.default for option in options(function).values() if not option.required}
+
+
+def _check(option: Option, value: Any, document: Document, at: At) -> Any:
+    try:
+        return TypeAdapter(option.annotation).validate_python(value, strict=True)
+    except ValidationError:
+        inner, annotation, wrong = _culprit(option.annotation, value)
+        where = document.where((*at, *inner))
+        raise _complaint(spell((option.name, *inner)), annotation, wrong).at(where) from None
+    except PruneError as error:  # a validator of ours in the annotation
+        raise error.at(document.where(at)) from None
+
+
+def _culprit(annotation: Any, value: Any) -> tuple[At, Any, Any]:
+    """The innermost value that does not fit: the way to it, what it should be, and the value."""
+    members = _members(annotation)
+    if len(members) > 1:
+        inside = [found for member in members if (found := _culprit(member, value))[0]]
+        return max(inside, key=lambda found: len(found[0]), default=((), annotation, value))
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        loc = tuple(part for part in error.errors()[0]["loc"] if isinstance(part, (int, str)))
+        child = _child(annotation, value, loc[0]) if loc else None
+        if child is not None:
+            inner, deeper, wrong = _culprit(*child)
+            return (loc[0], *inner), deeper, wrong
+    return (), annotation, value
+
+
+def _child(annotation: Any, value: Any, key: int | str) -> tuple[Any, Any] | None:
+    """What an element of a list or mapping should be, and the element; None where the key is not one."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if isinstance(value, Mapping) and key in value:
+        if is_typeddict(annotation):
+            return get_type_hints(annotation, include_extras=True).get(str(key)), value[key]
+        return (inside[1], value[key]) if origin is dict else None
+    if isinstance(value, list) and isinstance(key, int) and origin in (list, set, tuple):
+        return inside[0], value[key]
+    return None
+
+
+def _complaint(name: str, annotation: Any, value: Any) -> PruneError:
+    choices = [
+        choice for member in _members(annotation) if get_origin(member) is Literal for choice in get_args(member)
+    ]
+    if choices and isinstance(value, str):
+        return unknown(name, value, map(str, choices))
+    bounds = _bounds(annotation)
+    if bounds and _fits_without_bounds(annotation, value):
+        return PruneError(f"{name} must be {bounds}, not {show(value)}")
+    return PruneError(f"{name} must be {describe(annotation)}, not {show(value)}")
+
+
+def _fits_without_bounds(annotation: Any, value: Any) -> bool:
+    bare = [_bare(member) for member in _members(annotation)]
+    return any(type(value) is plain or (plain is float and type(value) is int) for plain in bare)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _members(member)]
+    return [annotation]
+
+
+def _bounds(annotation: Any) -> str:
+    words = []
+    for member in _members(annotation):
+        constraints = FieldInfo.from_annotation(member).metadata if get_origin(member) is Annotated else []
+        for constraint in constraints:
+            if type(constraint) in _BOUNDS:
+                attribute, text = _BOUNDS[type(constraint)]
+                words.append(f"{text} {getattr(constraint, attribute)}")
+    return " and ".join(words)
+
+
+def describe(annotation: Any) -> str:
+    """A type in plain words: `a number at least 0 and below 1`, `one of heads, channels or a list of ...`."""
+    members = _members(annotation)
+    if len(members) > 1:
+        return _either(describe(member) for member in members)
+    if get_origin(annotation) is Annotated:
+        return f"{describe(_bare(annotation))} {_bounds(annotation)}".strip()
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(str, get_args(annotation)))
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    if get_origin(annotation) in (list, set, tuple) or annotation is list:
+        inside = get_args(annotation)
+        return f"a list, each {describe(inside[0])}" if inside else "a list"
+    if is_typeddict(annotation):
+        return "a mapping of " + ", ".join(get_type_hints(annotation))
+    return "a mapping" if annotation is dict or get_origin(annotation) is dict else "anything"
+
+
+def _either(words: Iterable[str]) -> str:
+    return ", or ".join(dict.fromkeys(words))
+
+
+def show(value: object) -> str:
+    """A value as a recipe would spell it, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else f"{value!r:.60}"
