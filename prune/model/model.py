@@ -1,0 +1,101 @@
+"""An opened model: config, family and tensors on demand, from a folder, the Hub, memory, or a cut of any of these."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prune.errors import PruneError
+from prune.model import family as families
+from prune.model.family import Family
+from prune.model.tensors import Tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is opened, not loaded. Never changed: a cut gives a new one.
+
+    `tensors` are named as the module names them. `files` are the checkpoint's other files (tokenizer, generation
+    config, chat template), carried along byte for byte. `source` says where it came from, in words.
+    """
+
+    config: PreTrainedConfig
+    family: Family
+    architecture: type[PreTrainedModel]
+    tensors: Tensors
+    source: str
+    files: Mapping[str, Path] = field(default_factory=dict)
+    weights: tuple[Path, ...] = ()  # the files that hold the tensors, when they lie on disk
+
+    @property
+    def uniform(self) -> bool:
+        """Whether stock transformers loads it: all layers have one shape."""
+        return not self.config.model_type.startswith(families.PREFIX)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """What the config states: layers, width, heads, kv_heads, head_dim, channels (of the widest layers)."""
+        return families.numbers(self.family, self.config)
+
+    def sizes(self, layer: int) -> dict[str, int]:
+        """heads, kv_heads, channels and head_dim of one layer, read from its tensors' shapes."""
+        head_dim = self.numbers["head_dim"]
+        found = {"q": 0, "kv": 0, "c": 0}
+        parts = [part for kind in self.family.parts.values() for part in kind]
+        for part in sorted(parts, key=lambda part: len(set(part.segments))):  # plain blocks first, then fused ones
+            info = self.tensors.info.get(f"{self.family.layer(layer)}.{part.tensor}")
+            unknown = {segment for segment in part.segments if not found[segment]}
+            if info is None or len(unknown) != 1:
+                continue
+            segment = unknown.pop()
+            known = sum(found[s] for s in part.segments)
+            found[segment] = (info.shape[part.dim] - known) // part.segments.count(segment)
+        return {
+            "heads": found["q"] // head_dim,
+            "kv_heads": found["kv"] // head_dim,
+            "channels": found["c"],
+            "head_dim": head_dim,
+        }
+
+    def names(self, layer: int) -> list[str]:
+        """The tensors of one layer."""
+        prefix = self.family.layer(layer) + "."
+        return [name for name in self.tensors.info if name.startswith(prefix)]
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, from its own files. Raises PruneError when it has none."""
+        from transformers import AutoTokenizer
+
+        holder = next((path.parent for name, path in self.files.items() if name.startswith("tokenizer")), None)
+        if holder is None:
+            raise PruneError("the model folder has no tokenizer files", where=self.source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(holder), local_files_only=True, trust_remote_code=False
+        )
+        return tokenizer
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of every file it was opened from; of every tensor for a model in memory."""
+        if self.weights:
+            config = {"config.json": self.weights[0].parent / "config.json"}
+            files = {**config, **self.files, **{path.name: path for path in self.weights}}
+            return {name: _sha256(path) for name, path in sorted(files.items())}
+        return {name: _digest(self.tensors.read(name)) for name in sorted(self.tensors.info)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(tensor: Any) -> str:
+    import torch
+
+    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()

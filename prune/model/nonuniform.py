@@ -1,0 +1,131 @@
+"""Checkpoints whose layers differ: a `model_type` of their own, so that nothing stock loads them by mistake.
+
+The config states each layer in transformers' own words (`per_layer_config`); the classes build the stock model and
+narrow its layers. Importing `prune` registers them with the Auto classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+from prune.model import family as families
+from prune.model.family import PREFIX, Family, extents
+
+AUTO = {"ForCausalLM": AutoModelForCausalLM, "Model": AutoModel}
+
+
+@cache
+def config_class(family_name: str) -> type[PreTrainedConfig]:
+    """The family's config class for layers that differ, e.g. PruneLlamaConfig with model_type "prune_llama"."""
+    stock = CONFIG_MAPPING[family_name]
+    body = {"model_type": PREFIX + family_name, "__module__": __name__, "__doc__": f"{stock.__name__} by layer."}
+    return type(f"Prune{stock.__name__}", (stock,), body)
+
+
+@cache
+def model_class(family_name: str, stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The stock class with layers as narrow as its config says, e.g. PruneLlamaForCausalLM."""
+    family = families.of(family_name)
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        narrow(self, family, layer_sizes(family, config))
+
+    body = {"__init__": __init__, "config_class": config_class(family_name), "__module__": __name__}
+    # The class's `config` annotation is what transformers reads the config class from.
+    body["__annotations__"] = {"config": config_class(family_name)}
+    return type(f"Prune{stock.__name__}", (stock,), body)
+
+
+def layer_sizes(family: Family, config: PreTrainedConfig) -> list[dict[str, int]]:
+    """Every layer's heads, kv_heads, channels and head_dim as the config states them."""
+    config.allow_global_per_layer_attribute_access = True
+    head_dim = families.numbers(family, config)["head_dim"]
+    return [
+        {**families.numbers(family, layer), "head_dim": head_dim}
+        for layer in config.per_layer_config  # resolved: overrides over the common values
+    ]
+
+
+def overrides(family: Family, sizes: Mapping[str, int]) -> dict[str, int]:
+    """One layer's entry in `per_layer_config`."""
+    return {family.sizes[number]: sizes[number] for number in ("heads", "kv_heads", "channels") if number in family.sizes}
+
+
+def narrow(model: nn.Module, family: Family, sizes: list[dict[str, int]]) -> None:
+    """Shrink each layer's parameters to `sizes`, in place; what is kept are the first positions."""
+    path = family.layers if _has(model, family.layers) else family.layers.split(".", 1)[1]
+    layers = model.get_submodule(path)
+    assert isinstance(layers, nn.ModuleList) and len(layers) == len(sizes), path
+    for layer, own in zip(layers, sizes, strict=True):
+        for part in (part for kind in family.parts.values() for part in kind):
+            length = sum(extents(own)[segment] for segment in part.segments)
+            _shrink(layer, part.tensor, part.dim, length)
+        set_attributes(layer, family, own)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    return hasattr(model, path.split(".", 1)[0])
+
+
+def _shrink(layer: nn.Module, tensor: str, dim: int, length: int) -> None:
+    path, leaf = tensor.rsplit(".", 1)
+    module = layer.get_submodule(path)
+    parameter = getattr(module, leaf, None)
+    if parameter is None or parameter.shape[dim] == length:
+        return
+    assert parameter.shape[dim] > length, (tensor, tuple(parameter.shape), length)
+    data = parameter.data.narrow(dim, 0, length).clone()
+    setattr(module, leaf, nn.Parameter(data, requires_grad=parameter.requires_grad))
+    if isinstance(module, nn.Linear) and leaf == "weight":
+        module.out_features, module.in_features = module.weight.shape
+
+
+def set_attributes(layer: nn.Module, family: Family, sizes: Mapping[str, int]) -> None:
+    """Tell a layer's modules the numbers they keep beside their weights, such as query heads per key-value head."""
+    known = {**sizes, "groups": sizes["heads"] // max(sizes["kv_heads"], 1)}
+    for path, number in family.attributes.items():
+        module, _, name = path.rpartition(".")
+        setattr(layer.get_submodule(module), name, known[number])
+
+
+def register() -> None:
+    """Make the Auto classes know the non-uniform types of every family."""
+    # These classes read the widest value on purpose and narrow each layer after; the warning is for code that does not.
+    logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
+        lambda record: "Reading global config value for per-layer" not in str(record.msg)
+    )
+    for name in families.names():
+        own = config_class(name)
+        AutoConfig.register(own.model_type, own, exist_ok=True)
+        stock_config = CONFIG_MAPPING[name]
+        if stock_config in TOKENIZER_MAPPING:
+            slow, fast = _tokenizers(TOKENIZER_MAPPING[stock_config])
+            AutoTokenizer.register(own, slow_tokenizer_class=slow, fast_tokenizer_class=fast, exist_ok=True)
+        for suffix, auto in AUTO.items():
+            for config, stock in _stock(auto, stock_config):
+                if stock.__name__.endswith(suffix):
+                    assert config is stock_config
+                    auto.register(own, model_class(name, stock), exist_ok=True)
+
+
+def _tokenizers(found: Any) -> tuple[Any, Any]:
+    return found if isinstance(found, tuple) else (None, found)
+
+
+def _stock(auto: Any, config: type[PreTrainedConfig]) -> list[tuple[type[PreTrainedConfig], type[PreTrainedModel]]]:
+    mapping = auto._model_mapping
+    if config not in mapping:
+        return []
+    found = mapping[config]
+    return [(config, model) for model in (found if isinstance(found, tuple) else (found,))]
+
+

@@ -1,0 +1,84 @@
+"""Models to disk and back into memory: whole checkpoints that stock transformers loads, written tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from prune import files
+from prune.errors import PruneError
+from prune.model import skeleton
+from prune.model.checkpoint import write_folder
+from prune.model.model import Model
+from prune.model.open import open as open_model
+from prune.model.tensors import Tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def save(model: Model, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a checkpoint to `folder`, whole or not at all: staged beside it, flushed, re-read, then renamed.
+
+    A uniform model loads with plain `AutoModelForCausalLM.from_pretrained`, any other with `prune.load`. A folder
+    that stands there is replaced only with `overwrite`, and only if it is ours. Raises PruneError otherwise.
+    """
+    with files.staged(folder, overwrite=overwrite) as staging:
+        table = write(model, staging)
+        files.write_json(staging / files.MANIFEST, {"format": files.MARK, "files": table, "source": model.source})
+    return Path(folder)
+
+
+def write(model: Model, folder: Path) -> dict[str, str]:
+    """Write a checkpoint into an existing folder; gives file name -> sha256 of what was read back from disk.
+
+    Raises PruneError when the disk gives back something else than was written.
+    """
+    (folder / "config.json").write_text(_config_text(model), encoding="utf-8")
+    for name, path in model.files.items():
+        (folder / name).write_bytes(path.read_bytes())
+    written = write_folder(model.tensors, folder)
+    files.flush(folder)
+    found = files.hashes(folder)
+    for name, digest in written.items():
+        if found[name] != digest:
+            raise PruneError("the disk gave back other bytes than were written", where=str(folder / name))
+    return {name: found[name] for name in sorted({"config.json", *model.files, *written})}
+
+
+def _config_text(model: Model) -> str:
+    """The config as transformers writes it."""
+    values = json.loads(model.config.to_json_string(use_diff=True))
+    values["architectures"] = [model.architecture.__name__]
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def load(
+    source: str | Path | Model, *, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None
+) -> PreTrainedModel:
+    """A checkpoint (or an opened or cut model) as a module ready to run, uniform or not; `dtype` None is as stored.
+
+    Unlike `from_pretrained`, every tensor must be there with the shape and dtype the config states. The weights are
+    the module's own. Raises PruneError.
+    """
+    model = source if isinstance(source, Model) else open_model(source, revision=revision)
+    if not model.weights:  # tensors of a module in memory must not be shared
+        model = replace(model, tensors=Tensors(model.tensors.info, lambda name: _copied(model, name)))
+    root = skeleton.skeleton(model)
+    skeleton.fill(root, "", model.tensors, torch.device(device), dtype)
+    root.tie_weights()
+    if dtype is not None:
+        root.config.dtype = dtype
+    if "generation_config.json" in model.files:
+        from transformers import GenerationConfig
+
+        root.generation_config = GenerationConfig.from_pretrained(str(model.files["generation_config.json"].parent))
+    return root.requires_grad_(True)
+
+
+def _copied(model: Model, name: str) -> torch.Tensor:
+    return model.tensors.read(name).clone()

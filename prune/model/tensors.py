@@ -1,0 +1,93 @@
+"""Named tensors that are read when asked for: a checkpoint on disk, a module in memory, or a cut of either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from prune.errors import PruneError
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a tensor is, known without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Names with shapes and dtypes (`info`), and a function that reads one of them onto the CPU (`read`).
+
+    `read` gives a tensor that the caller must not change in place: it may be the user's own.
+    """
+
+    info: Mapping[str, Info]
+    read: Callable[[str], Tensor]
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(info.shape) for info in self.info.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(info.bytes for info in self.info.values())
+
+    def largest(self) -> int:
+        """Bytes of the largest tensor."""
+        return max((info.bytes for info in self.info.values()), default=0)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How one tensor of a cut follows from one of the original: positions kept along some dims, then a factor."""
+
+    source: str
+    keep: Mapping[int, Tensor]  # dim -> int64 positions (kept,)
+    scale: float = 1.0
+
+    def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(len(self.keep[dim]) if dim in self.keep else size for dim, size in enumerate(before))
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        for dim, positions in self.keep.items():
+            tensor = tensor.index_select(dim, positions.to(tensor.device))
+        return tensor if self.scale == 1.0 else (tensor.float() * self.scale).to(tensor.dtype)
+
+
+def edited(tensors: Tensors, edits: Mapping[str, Edit]) -> Tensors:
+    """A view of `tensors` whose names and values follow `edits` (new name -> edit); nothing is read until asked for."""
+    info = {
+        name: Info(edit.shape(tensors.info[edit.source].shape), tensors.info[edit.source].dtype)
+        for name, edit in edits.items()
+    }
+    return Tensors(info, lambda name: edits[name](tensors.read(edits[name].source)))
+
+
+def in_memory(module: nn.Module) -> Tensors:
+    """The tensors of a module, shared with it; tied parameters once, under the name that comes first."""
+    state: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if (id(tensor), tensor.shape) not in seen:
+            seen.add((id(tensor), tensor.shape))
+            state[name] = tensor.detach()
+    return Tensors({name: Info(tuple(t.shape), t.dtype) for name, t in state.items()}, state.__getitem__)
+
+
+def finite(name: str, tensor: Tensor, where: str) -> Tensor:
+    """The tensor itself, refused by name when it holds NaN or infinity."""
+    if tensor.numel() and tensor.is_floating_point():
+        low, high = torch.aminmax(tensor)  # NaN goes through both; no copy is made
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise PruneError(f"tensor {name!r} holds NaN or infinity; the checkpoint is damaged", where=where)
+    return tensor

@@ -1,0 +1,177 @@
+"""Choosing: scores and a budget become a plan, the units that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prune.errors import PruneError, unknown
+from prune.model import config as configs
+from prune.model.groups import Group
+from prune.model.model import Model
+
+Scope = Literal["layer", "global"]
+Normalize = Literal["mean", "standard", "none"]
+
+
+def choose(
+    model: Model,
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    *,
+    ratio: float | None = None,
+    count: int | None = None,
+    scope: Scope = "layer",
+    multiple_of: int = 1,
+    protect: Iterable[int | str] = (),
+    normalize: Normalize = "mean",
+) -> dict[str, list[int]]:
+    """The units to keep of each group: the highest-scored ones.
+
+    Give `ratio`, the fraction removed, or `count`, the number removed: of every group with scope "layer" (all layers
+    stay alike, a stock checkpoint), of all groups of a kind together with scope "global". Counts that no stock config
+    carries move to the nearest that one does, upwards when two are as near. `multiple_of` holds for the channels kept.
+    `protect` names layers (numbers), kinds ("heads") or groups ("layers.3.heads") that stay whole. With scope
+    "global" scores are made comparable between layers: divided by their group's mean, standardised, or left alone.
+    Raises PruneError when nothing would be left or a name is unknown.
+    """
+    _check_amount(ratio, count)
+    safe, pinned = _protected(groups, protect)
+    plan: dict[str, list[int]] = {}
+    for kind in dict.fromkeys(group.kind for group in groups):
+        own = [group for group in groups if group.kind == kind]
+        open_ = [group for group in own if group.name not in safe]
+        alike = len(open_) == len(own)
+        step = multiple_of if kind == "channels" else 1
+        if scope == "layer" or kind == "layers":
+            for group in open_:
+                kept = _count(model, group, ratio, count, step, stock=alike)
+                plan[group.name] = _best(group, scores[group.name], kept, pinned if kind == "layers" else set())
+        else:
+            plan.update(_globally(open_, scores, ratio, count, step, normalize))
+    return plan
+
+
+def _check_amount(ratio: float | None, count: int | None) -> None:
+    if (ratio is None) == (count is None):
+        raise PruneError("give either ratio or count, and not both")
+    if ratio is not None and not 0 <= ratio < 1:
+        raise PruneError(f"ratio is the fraction removed, at least 0 and below 1, not {ratio}")
+    if count is not None and count < 0:
+        raise PruneError(f"count is the number removed, at least 0, not {count}")
+
+
+def _protected(groups: Sequence[Group], protect: Iterable[int | str]) -> tuple[set[str], set[int]]:
+    """The groups that stay whole, and the layers that may not be dropped."""
+    whole: set[str] = set()
+    pinned: set[int] = set()
+    for item in protect:
+        text = str(item).removeprefix("layers.")
+        number = int(text) if text.isdigit() else None
+        inside = {g.name for g in groups if g.layer is not None and g.layer == number}
+        named = {g.name for g in groups if item in (g.name, g.kind)}
+        layers = {number} if any(g.kind == "layers" and number in range(g.units) for g in groups) else set()
+        if not inside | named and not layers:
+            raise PruneError(unknown("group or layer to protect", item, {g.kind for g in groups} | {g.name for g in groups}).message)
+        whole |= inside | named
+        pinned |= {n for n in layers if n is not None}
+    return whole, pinned
+
+
+def _count(model: Model, group: Group, ratio: float | None, count: int | None, step: int, *, stock: bool) -> int:
+    """How many units of a group stay: the legal count nearest to the one asked for."""
+    wanted = group.units - (count if count is not None else round(group.units * (ratio or 0.0)))
+    if wanted < 1:
+        raise PruneError(f"removing {group.units - wanted} of {group.units} leaves nothing", where=group.name)
+    if wanted == group.units:
+        return wanted
+    nearest = sorted(structural(group, step), key=lambda n: (abs(n - wanted), -n))
+    return next(n for n in nearest if n == group.units or not stock or legal(model, group, n))
+
+
+def structural(group: Group, step: int = 1) -> list[int]:
+    """Counts of kept units that partitions and alignment allow, ascending; all of them is always one."""
+    parts = len(group.partitions)
+    return [n for n in range(1, group.units + 1) if n % parts == 0 and (n % step == 0 or n == group.units)]
+
+
+def legal(model: Model, group: Group, kept: int) -> bool:
+    """Whether a stock config carries this many units in every layer."""
+    if group.kind in ("layers", "channels"):
+        return True
+    sizes = model.sizes(group.layer or 0)
+    if group.kind == "heads":
+        return configs.accepts(model, kv_heads=kept, heads=kept * (sizes["heads"] // sizes["kv_heads"]))
+    return configs.accepts(model, heads=kept, kv_heads=sizes["kv_heads"])
+
+
+def _best(group: Group, scores: Tensor, kept: int, pinned: set[int]) -> list[int]:
+    """The `kept` highest units, equally many of each partition; of equals, the earlier ones stay."""
+    scores = scores.float().clone()
+    if pinned:
+        if len(pinned) > kept:
+            raise PruneError(f"{len(pinned)} units are protected, but only {kept} would stay", where=group.name)
+        scores[sorted(pinned)] = torch.inf
+    each = kept // len(group.partitions)
+    chosen: list[int] = []
+    for partition in group.partitions:
+        members = torch.tensor(partition)
+        order = torch.argsort(scores[members], descending=True, stable=True)
+        chosen += members[order[:each]].tolist()
+    return sorted(chosen)
+
+
+def _globally(
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    ratio: float | None,
+    count: int | None,
+    step: int,
+    normalize: Normalize,
+) -> dict[str, list[int]]:
+    """One ranking over all groups of a kind; every group keeps at least one unit of each partition."""
+    total = sum(group.units for group in groups)
+    wanted = count if count is not None else round(total * (ratio or 0.0))
+    removed = _lowest(groups, scores, wanted, normalize)
+    plan = {}
+    for group in groups:
+        allowed = structural(group, step)
+        target = group.units - removed[group.name]
+        kept = min(allowed, key=lambda n: (abs(n - target), -n))
+        plan[group.name] = _best(group, scores[group.name], kept, set())
+    return plan
+
+
+def _lowest(
+    groups: Sequence[Group], scores: Mapping[str, Tensor], wanted: int, normalize: Normalize
+) -> dict[str, int]:
+    """How many of the `wanted` lowest-scored units lie in each group."""
+    removed = dict.fromkeys((group.name for group in groups), 0)
+    room = {group.name: group.units - len(group.partitions) for group in groups}
+    if wanted > sum(room.values()):
+        raise PruneError(f"removing {wanted} of {sum(g.units for g in groups)} leaves some layer with nothing")
+    entries = [
+        (value, number, unit)
+        for number, group in enumerate(groups)
+        for unit, value in enumerate(_normalized(scores[group.name], normalize).tolist())
+    ]
+    for _, number, _ in sorted(entries, key=lambda entry: (entry[0], entry[1], -entry[2])):
+        if not wanted:
+            break
+        name = groups[number].name
+        if removed[name] < room[name]:
+            removed[name] += 1
+            wanted -= 1
+    return removed
+
+
+def _normalized(scores: Tensor, normalize: Normalize) -> Tensor:
+    scores = scores.float()
+    if normalize == "mean":
+        return scores / scores.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    if normalize == "standard":
+        return (scores - scores.mean()) / scores.std(correction=0).clamp_min(torch.finfo(torch.float32).tiny)
+    return scores

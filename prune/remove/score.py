@@ -1,0 +1,112 @@
+"""Scoring: every unit's importance, high = keep, from one walk over the calibration data or none."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prune.errors import PruneError, unknown
+from prune.model.groups import Group
+from prune.model.model import Model
+from prune.model.walk import Batch, walk
+from prune.progress import Progress
+from prune.remove.gather import gather
+
+Scores = dict[str, Tensor]  # one float32 tensor (units,) per group name
+
+
+def criteria() -> list[str]:
+    """The criteria there are: the file names of `criteria/`."""
+    folder = Path(__file__).parent / "criteria"
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def criterion(name: str) -> ModuleType:
+    """The module of a criterion. Raises PruneError with the choices."""
+    if name not in criteria():
+        raise unknown("criterion", name, criteria())
+    return importlib.import_module(f"prune.remove.criteria.{name}")
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The options a criterion takes, by name."""
+    module = criterion(name)
+    function = module.score_model if hasattr(module, "score_model") else module.score
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def needs_data(name: str) -> bool:
+    """Whether a criterion looks at calibration data."""
+    module = criterion(name)
+    return hasattr(module, "score_model") or bool(module.NEEDS)
+
+
+def score(
+    model: Model,
+    groups: Sequence[Group],
+    batches: Sequence[Batch] | None = None,
+    *,
+    criterion: str = "wanda",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Scores:
+    """One float32 tensor (units,) per group, high = keep.
+
+    `batches` are calibration batches of token ids (batch, length), for criteria that look at activations. `settings`
+    are the criterion's own options. Raises PruneError for an unknown criterion or option, a kind it does not score, or
+    missing data.
+    """
+    module = _check(groups, batches, criterion, settings)
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
+    if hasattr(module, "score_model"):
+        return dict(module.score_model(model, groups, batches, **settings, **place))
+    if not module.NEEDS:
+        return {group.name: module.score(group, model.tensors.read, {}, **settings) for group in groups}
+    return _walked(model, groups, batches or [], module, settings, place, progress)
+
+
+def _walked(
+    model: Model,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    module: ModuleType,
+    settings: Mapping[str, Any],
+    place: Mapping[str, Any],
+    progress: Progress | None,
+) -> Scores:
+    scores: Scores = {}
+    for visit in walk(model, batches, progress=progress, **place):
+        root = model.family.layer(visit.index)
+        here = [group for group in groups if group.layer == visit.index]
+        consumers = {piece.name: piece for group in here for piece in group.consumers}
+        found = gather(visit, root, consumers.values(), module.NEEDS)
+        weights = dict(visit.module.named_parameters(prefix=root))
+        for group in here:
+            scores[group.name] = module.score(group, weights.__getitem__, found, **settings)
+    return scores
+
+
+def _check(
+    groups: Sequence[Group], batches: Sequence[Batch] | None, name: str, settings: Mapping[str, Any]
+) -> ModuleType:
+    module = criterion(name)
+    for group in groups:
+        if group.kind not in module.KINDS:
+            able = [other for other in criteria() if group.kind in criterion(other).KINDS]
+            raise PruneError(f"criterion {name!r} does not score {group.kind}; choices: {', '.join(able)}")
+    for setting in settings:
+        if setting not in options(name):
+            raise unknown(f"option of criterion {name}", setting, options(name))
+    if batches is None and needs_data(name):
+        raise PruneError(f"criterion {name!r} needs calibration data; give batches, or 'calibration' in the recipe")
+    return module
