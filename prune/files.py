@@ -247,10 +247,13 @@ def write_json(path: str | Path, content: object) -> None:
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Gives a file a second name, or a copy where the file system does not link."""
+def link_or_copy(source: str | Path, target: str | Path) -> bool:
+    """Gives a file a second name (True), or a copy where the file system does not link (False)."""
     Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).unlink(missing_ok=True)
     try:
         Path(target).hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""What a step's result depends on, as one key: the same key means the same bytes, so the step need not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import prune
+from prune import files
+from prune.errors import PruneError
+from prune.recipe.load import Recipe, Step
+
+FORMAT = 1  # of prune.json and of the step folders; another number makes every key another
+Fingerprint = Callable[..., str]  # data source and how to read it -> sha256 of its bytes
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what comes out."""
+    found = {"prune": prune.__version__}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def chain(recipe: Recipe, model: dict[str, str], reads: list[dict[str, Any]], device: str) -> list[str]:
+    """One key per step, each made of the one before, the call, and the bytes it reads.
+
+    `model` is the fingerprint of the model's files, `reads` what `inputs` gave for each step.
+    """
+    key = digest([FORMAT, versions(), model, recipe.seed, recipe.dtype, device])
+    keys = []
+    for step, read in zip(recipe.steps, reads, strict=True):
+        key = digest([key, step.word, step.bound, read])
+        keys.append(key)
+    return keys
+
+
+def inputs(step: Step, recipe: Recipe, fingerprint: Fingerprint) -> dict[str, Any]:
+    """What a step reads besides the model: option (or "calibration") -> the bytes' sha256.
+
+    A step function says so in attributes: `reads` names its options that are files, `data` those that are data
+    sources, and `calibrated = False` that it never looks at the calibration data. PruneError for what cannot be read.
+    """
+    found: dict[str, Any] = {}
+    for option in getattr(step.function, "reads", ()):
+        if isinstance(path := step.bound.get(option), str):
+            found[option] = _file(path, step, option)
+    for option in getattr(step.function, "data", ()):
+        if isinstance(source := step.bound.get(option), str):
+            found[option] = _placed(step.where(option), fingerprint, source)
+    if recipe.calibration and getattr(step.function, "calibrated", True):
+        calibration = recipe.calibration
+        how = {"field": calibration.field, "split": calibration.split, "streaming": calibration.streaming}
+        where = recipe.document.where(("calibration", "data"))
+        found["calibration"] = [asdict(calibration), _placed(where, fingerprint, calibration.data, **how)]
+    return found
+
+
+def _placed(where: str, fingerprint: Fingerprint, source: str, **how: Any) -> str:
+    try:
+        return fingerprint(source, **how)
+    except PruneError as error:
+        raise error.at(where) from None
+
+
+def _file(path: str, step: Step, option: str) -> Any:
+    try:
+        return files.hashes(path) if Path(path).is_dir() else files.sha256(path)
+    except OSError as error:
+        raise PruneError(f"{option}: cannot read {path!r}: {error.strerror}", where=step.where(option)) from None
+
+
+def digest(value: object) -> str:
+    """The sha256 of a JSON value, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,283 @@
+"""The loop: checks a recipe on shapes, runs its steps, keeps each finished one, and puts the output in its place."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prune import files
+from prune.errors import PruneError
+from prune.progress import Progress, silenced
+from prune.recipe import keys, work
+from prune.recipe import output as outputs
+from prune.recipe.load import Recipe, Step, Words, load
+from prune.recipe.work import Done
+from prune.run import Run
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop calls: the steps, and the model layer below them. Tests put small ones in their place."""
+
+    words: Words
+    open: Callable[..., Any]  # (source, *, revision, headers) -> Model
+    write: Callable[[Any, Path], dict[str, str]]  # a checkpoint into an existing folder -> file name: sha256 as re-read
+    fingerprint: keys.Fingerprint
+    device: Callable[[str], str]  # "auto", "cpu" or "cuda" -> the one to use
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did. `steps` have word, options, record and warnings; `timings` go with them, one for one.
+
+    `state` is "done", "unchanged" when the output was there already, or "checked" after a dry run, whose records hold
+    what can be known from shapes.
+    """
+
+    state: str
+    output: Path | None
+    steps: list[dict[str, Any]]
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    work: Path | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for step in self.steps for warning in step["warnings"]]
+
+
+def apply(
+    recipe: str | Path | dict,
+    *,
+    output: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    device: str | None = None,
+    restart: bool = False,
+    overwrite: bool = False,
+    keep_steps: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    parts: Parts | None = None,
+) -> Result:
+    """Runs a recipe (a file, a packaged name, or a dict) and writes its output folder, whole or not at all.
+
+    A run that was stopped goes on after its last finished step, and ends with the same bytes; `restart` does them all
+    again. An output that is there and is what this recipe makes is left alone; another one of ours is replaced with
+    `overwrite`, and a folder that is not ours never. With `dry_run` it stops after the checks. PruneError, with its
+    place in the recipe, for everything the user can mend; nothing has been written then.
+    """
+    parts = parts or default_parts()
+    with silenced():
+        job = _prepare(
+            recipe, parts, output=output, overrides=overrides, device=device, progress=progress or Progress(quiet=True)
+        )
+        if dry_run:
+            return Result("checked", None, _rehearse(job))
+        return _run(job, restart=restart, overwrite=overwrite, keep_steps=keep_steps)
+
+
+def check(recipe: str | Path | dict, **options: Any) -> Result:
+    """What `apply` would do, known from config and shapes alone; takes the same options."""
+    return apply(recipe, dry_run=True, **options)
+
+
+def default_parts() -> Parts:
+    """The real steps and model layer."""
+    from prune import batches, steps
+    from prune.model.open import open as open_model
+    from prune.model.save import write
+
+    return Parts(steps_of(steps), open_model, write, batches.fingerprint, pick_device)
+
+
+def steps_of(module: Any) -> dict[str, Callable]:
+    """The recipe words a module defines: its public functions whose first parameter is `run`."""
+    import inspect
+
+    functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value)}
+    return {
+        name: function
+        for name, function in functions.items()
+        if not name.startswith("_") and next(iter(inspect.signature(function).parameters), None) == "run"
+    }
+
+
+def pick_device(name: str) -> str:
+    """ "cuda" when it is asked for, or "auto" finds one; PruneError when it is asked for and is not there."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PruneError("no CUDA device is here; choices: auto, cpu", where="device")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@dataclass
+class _Job:
+    recipe: Recipe
+    parts: Parts
+    device: str
+    output: Path | None
+    original: Any
+    reads: list[dict[str, Any]]
+    progress: Progress
+
+
+def _prepare(
+    recipe: str | Path | dict,
+    parts: Parts,
+    *,
+    output: Any,
+    overrides: Iterable[str],
+    device: str | None,
+    progress: Progress,
+) -> _Job:
+    """Everything that is known before a weight is read: the recipe, the data it names, and the opened model."""
+    loaded = load(recipe, parts.words, overrides=overrides)
+    try:
+        chosen = parts.device(device or loaded.device)
+    except PruneError as error:
+        raise PruneError(
+            error.message, where=f"--device {device}" if device else loaded.document.where(("device",))
+        ) from None
+    fingerprint = cache(parts.fingerprint)
+    reads = [keys.inputs(step, loaded, fingerprint) for step in loaded.steps]
+    try:
+        original = parts.open(loaded.model, revision=loaded.revision, headers=True)
+    except PruneError as error:
+        raise error.at(loaded.document.where(("model",))) from None
+    target = output or loaded.output
+    return _Job(loaded, parts, chosen, Path(target) if target else None, original, reads, progress)
+
+
+def _rehearse(job: _Job) -> list[dict[str, Any]]:
+    """All steps on shapes; the records they leave."""
+    model, records = job.original, []
+    for step in job.recipe.steps:
+        run = _new_run(job, model, Path(os.devnull), dry=True)
+        _call(step, run)
+        model = run.model
+        records.append(
+            {"word": step.word, "options": step.bound, "record": work.plain(run.record), "warnings": run.warnings}
+        )
+    return records
+
+
+def _new_run(job: _Job, model: Any, folder: Path, *, dry: bool = False) -> Run:
+    return Run(
+        model=model,
+        original=job.original,
+        seed=job.recipe.seed,
+        device=job.device,
+        dtype=job.recipe.dtype,
+        calibration=job.recipe.calibration,
+        dry=dry,
+        folder=folder,
+        progress=Progress(quiet=True) if dry else job.progress,
+    )
+
+
+def _call(step: Step, run: Run) -> None:
+    try:
+        step.function(run, **step.options)
+    except PruneError as error:
+        raise step.blame(error) from error
+
+
+def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Result:
+    if job.output is None:
+        raise PruneError("output is missing: name it in the recipe or with --output", where=job.recipe.name)
+    target = job.output.resolve()
+    outputs.refuse(target, job.recipe.model)
+    work.refuse_foreign(work.beside(target))
+    expected = _rehearse(job)
+    outputs.refuse_full_disk(target, expected)
+    with job.progress.track("hashing the model"):
+        model_files = _whole(job).fingerprint()
+    chain = keys.chain(job.recipe, model_files, job.reads, job.device)
+    if standing := outputs.standing(target, chain[-1], overwrite=overwrite, restart=restart):
+        return _unchanged(job, standing, target)
+    with work.opened(target) as folder:
+        outputs.standing(target, chain[-1], overwrite=overwrite, restart=restart)  # another run may have ended just now
+        folders = [
+            work.folder(folder, i, step.word, key)
+            for i, (step, key) in enumerate(zip(job.recipe.steps, chain, strict=True))
+        ]
+        work.keep_only(folder, set() if restart else set(folders))
+        finished = _steps(job, folders, chain)
+        content = outputs.manifest(job.recipe, chain[-1], job.device, model_files, job.reads, finished)
+        with files.staged(target, overwrite=overwrite) as staging:
+            table = outputs.assemble(staging, list(zip(folders, finished, strict=True)))
+            if outputs.last_checkpoint(finished) is None:
+                table |= job.parts.write(job.original, staging)
+            outputs.seal(staging, content, table, [done.timings for done in finished], _licence(job.original))
+        if not keep_steps:
+            files.discard(folder)
+    return Result(
+        "done", job.output, content["steps"], [done.timings for done in finished], folder if keep_steps else None
+    )
+
+
+def _whole(job: _Job) -> Any:
+    """The original model with its weights at hand: a Hub model was opened by its headers alone so far."""
+    if not getattr(job.original, "weights", True):
+        job.original = job.parts.open(job.recipe.model, revision=job.recipe.revision, headers=False)
+    return job.original
+
+
+def _licence(model: Any) -> str | None:
+    weights = getattr(model, "weights", ())
+    return outputs.licence_of(Path(weights[0]).parent) if weights else None
+
+
+def _unchanged(job: _Job, standing: dict[str, Any], target: Path) -> Result:
+    if work.has_stale(target):
+        with work.opened(target):  # which cleans up
+            pass
+    job.progress.say(f"{job.output} is there already, and is what this recipe makes: nothing to do")
+    timings = files.read_json(target / files.TIMINGS)["steps"] if (target / files.TIMINGS).is_file() else []
+    return Result("unchanged", job.output, standing["steps"], timings)
+
+
+def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
+    """Runs the steps that are not finished yet, each on what the last one to change the model left on the disk."""
+    finished: list[Done] = []
+    model, holder = job.original, Path()
+    for position, (step, key) in enumerate(zip(job.recipe.steps, chain, strict=True)):
+        name = f"step {position + 1} of {len(chain)}: {step.word}"
+        done = work.recall(folders[position], key)
+        job.progress.say(f"{name}, finished before" if done else name)
+        if done is None:
+            if model is None:
+                model = job.parts.open(holder, revision=None, headers=False)
+            done = _perform(job, step, key, folders[position], model)
+        if done.checkpoint:
+            model, holder = None, folders[position]
+        finished.append(done)
+    return finished
+
+
+def _perform(job: _Job, step: Step, key: str, folder: Path, model: Any) -> Done:
+    files.discard(folder)  # it may be there, but damaged
+    with files.staged(folder) as staging:
+        run = _new_run(job, model, staging)
+        began = time.perf_counter()
+        _call(step, run)
+        table = files.hashes(staging)
+        written = job.parts.write(run.model, staging) if run.model is not model else {}
+        run.timings["seconds"] = time.perf_counter() - began
+        done = Done(
+            key=key,
+            word=step.word,
+            options=work.plain(step.bound),
+            record=work.plain(run.record),
+            warnings=run.warnings,
+            checkpoint=sorted(written),
+            files=table | written,
+            timings=work.plain(run.timings),
+        )
+        work.record(staging, done)
+    return done

@@ -1,0 +1,76 @@
+"""What a run removed and what that did to the model, as rows of text, from the records its steps left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+Records = Sequence[dict[str, Any]]  # {"word", "options", "record", "warnings"} per step
+
+
+class Change(NamedTuple):
+    """One quantity before and after: numbers for machines; `rows` makes text of it."""
+
+    name: str
+    before: float
+    after: float
+
+
+def removed(steps: Records) -> list[tuple[str, str]]:
+    """What went, and how much: ("channels", "128 of 512 in each of 6 layers"), one pair for each kind and step."""
+    return [pair for step in steps for pair in step["record"].get("removed", {}).items()]
+
+
+def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Change]:
+    """Parameters, bytes, perplexity and latency (seconds) before and after, those that the run measured."""
+    found = [_from_first_to_last(name, steps) for name in ("parameters", "bytes")]
+    measured = [step["record"]["perplexity"] for step in steps if step["record"].get("perplexity")]
+    if measured and None not in (measured[-1].get("before"), measured[-1].get("after")):
+        found.append(Change("perplexity", measured[-1]["before"], measured[-1]["after"]))
+    latency = [timing["latency_seconds"] for timing in timings if timing.get("latency_seconds")]
+    if latency:
+        found.append(Change("latency", *latency[-1]))
+    return [change for change in found if change]
+
+
+def _from_first_to_last(name: str, steps: Records) -> Change | None:
+    pairs = [step["record"][name] for step in steps if step["record"].get(name)]
+    return Change(name, pairs[0][0], pairs[-1][1]) if pairs else None
+
+
+def rows(found: Sequence[Change]) -> list[tuple[str, str, str, str]]:
+    """Changes as text: name, before, after, change."""
+    return [(c.name, _text(c.name, c.before), _text(c.name, c.after), _percent(c.before, c.after)) for c in found]
+
+
+def _text(name: str, value: float) -> str:
+    if name == "latency":
+        return f"{value * 1000:.1f} ms"
+    if name == "perplexity":
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if name == "parameters" else size(value)
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: 7.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError(count)
+
+
+def _percent(before: float, after: float) -> str:
+    return f"{(after / before - 1) * 100:+.1f} %" if before else ""
+
+
+def notes(steps: Records) -> list[str]:
+    """What a person should know besides: how the result was saved, and how exactly masked equals sliced."""
+    said = []
+    for number, step in enumerate(steps, 1):
+        record = step["record"]
+        if proof := record.get("proof"):
+            worst, tolerance = proof["max_relative_difference"], proof["tolerance"]
+            said.append(f"proof of step {number}: masked equals sliced to {worst:.1e} (allowed: {tolerance:.0e})")
+        said += [f"step {number}: {note}" for note in record.get("notes", [])]
+    return said
