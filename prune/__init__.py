@@ -1,3 +1,72 @@
-"""prune: structured pruning for Hugging Face models."""
+"""prune: structured pruning for Hugging Face models.
+
+    import prune
+    model = prune.open("bundled")
+    groups = prune.groups(model, ["channels", "heads"])
+    data = prune.batches("python-docs", model.tokenizer(), samples=64, length=256)
+    scores = prune.score(model, groups, data, criterion="wanda")
+    plan = prune.choose(model, groups, scores, ratio=0.25)
+    small = prune.cut(model, plan)
+    prune.save(small, "out/small")
+
+Importing it also registers the model types whose layers differ with transformers' Auto classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "PruneError": "prune.errors",
+    "Group": "prune.model.groups",
+    "Model": "prune.model.model",
+    "Slice": "prune.model.groups",
+    "apply": "prune.recipe",
+    "batches": "prune.data",
+    "check": "prune.recipe",
+    "choose": "prune.remove.choose",
+    "cut": "prune.remove.cut",
+    "evaluate": "prune.evaluation.evaluate",
+    "export": "prune.exports.export",
+    "groups": "prune.model.groups",
+    "inspect": "prune.inspection",
+    "load": "prune.model.save",
+    "open": "prune.model.open",
+    "perplexity": "prune.evaluation.perplexity",
+    "prove": "prune.remove.prove",
+    "save": "prune.model.save",
+    "score": "prune.remove.score",
+    "verify": "prune.files",
+    "walk": "prune.model.walk",
+    "windows": "prune.data",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _is_command() -> bool:
+    """Whether this process is the `prune` command, which imports only what it needs so that --help answers at once."""
+    return PurePath(sys.argv[0] if sys.argv else "").stem in ("prune", "-m")
+
+
+if not _is_command():
+    from prune.model.register import register
+
+    register()

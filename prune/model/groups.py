@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from prune.errors import PruneError, unknown
 from prune.model.family import Part, Role, blocks, extents
 from prune.model.model import Model
 
-KINDS = {
+Kind = Literal["heads", "query_heads", "channels", "layers"]
+KINDS: dict[Kind, str] = {
     "heads": "key-value heads, each with its query heads",
     "query_heads": "query heads, equally many from every key-value head",
     "channels": "intermediate channels of the MLP",

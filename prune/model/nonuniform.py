@@ -1,7 +1,7 @@
 """Checkpoints whose layers differ: a `model_type` of their own, so that nothing stock loads them by mistake.
 
 The config states each layer in transformers' own words (`per_layer_config`); the classes build the stock model and
-narrow its layers. Importing `prune` registers them with the Auto classes.
+narrow its layers. Importing `prune` registers them with the Auto classes (register.py).
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from functools import cache
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from prune.model import family as families
 from prune.model.family import PREFIX, Family, extents
 
-AUTO = {"ForCausalLM": AutoModelForCausalLM, "Model": AutoModel}
+# These classes read the widest value on purpose and narrow each layer after; the warning is for code that does not.
+logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
+    lambda record: "Reading global config value for per-layer" not in str(record.msg)
+)
 
 
 @cache
@@ -95,37 +97,3 @@ def set_attributes(layer: nn.Module, family: Family, sizes: Mapping[str, int]) -
     for path, number in family.attributes.items():
         module, _, name = path.rpartition(".")
         setattr(layer.get_submodule(module), name, known[number])
-
-
-def register() -> None:
-    """Make the Auto classes know the non-uniform types of every family."""
-    # These classes read the widest value on purpose and narrow each layer after; the warning is for code that does not.
-    logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
-        lambda record: "Reading global config value for per-layer" not in str(record.msg)
-    )
-    for name in families.names():
-        own = config_class(name)
-        AutoConfig.register(own.model_type, own, exist_ok=True)
-        stock_config = CONFIG_MAPPING[name]
-        if stock_config in TOKENIZER_MAPPING:
-            slow, fast = _tokenizers(TOKENIZER_MAPPING[stock_config])
-            AutoTokenizer.register(own, slow_tokenizer_class=slow, fast_tokenizer_class=fast, exist_ok=True)
-        for suffix, auto in AUTO.items():
-            for config, stock in _stock(auto, stock_config):
-                if stock.__name__.endswith(suffix):
-                    assert config is stock_config
-                    auto.register(own, model_class(name, stock), exist_ok=True)
-
-
-def _tokenizers(found: Any) -> tuple[Any, Any]:
-    return found if isinstance(found, tuple) else (None, found)
-
-
-def _stock(auto: Any, config: type[PreTrainedConfig]) -> list[tuple[type[PreTrainedConfig], type[PreTrainedModel]]]:
-    mapping = auto._model_mapping
-    if config not in mapping:
-        return []
-    found = mapping[config]
-    return [(config, model) for model in (found if isinstance(found, tuple) else (found,))]
-
-

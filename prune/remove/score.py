@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from prune.errors import PruneError, unknown
@@ -66,7 +67,9 @@ def score(
     are the criterion's own options. Raises PruneError for an unknown criterion or option, a kind it does not score, or
     missing data.
     """
-    module = _check(groups, batches, criterion, settings)
+    module = check_criterion(groups, criterion, settings)
+    if batches is None and needs_data(criterion):
+        raise PruneError(f"criterion {criterion!r} looks at data; give batches")
     place: dict[str, Any] = {"device": device, "dtype": dtype}
     if hasattr(module, "score_model"):
         return dict(module.score_model(model, groups, batches, **settings, **place))
@@ -96,17 +99,20 @@ def _walked(
     return scores
 
 
-def _check(
-    groups: Sequence[Group], batches: Sequence[Batch] | None, name: str, settings: Mapping[str, Any]
-) -> ModuleType:
+def check_criterion(groups: Sequence[Group], name: str, settings: Mapping[str, Any]) -> ModuleType:
+    """The criterion's module, after it was found to score these groups with these options. Raises PruneError."""
     module = criterion(name)
     for group in groups:
         if group.kind not in module.KINDS:
             able = [other for other in criteria() if group.kind in criterion(other).KINDS]
             raise PruneError(f"criterion {name!r} does not score {group.kind}; choices: {', '.join(able)}")
-    for setting in settings:
-        if setting not in options(name):
-            raise unknown(f"option of criterion {name}", setting, options(name))
-    if batches is None and needs_data(name):
-        raise PruneError(f"criterion {name!r} needs calibration data; give batches, or 'calibration' in the recipe")
+    known = options(name)
+    for setting, value in settings.items():
+        if setting not in known:
+            raise unknown(f"option of criterion {name}", setting, known)
+        try:
+            TypeAdapter(known[setting].annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise PruneError(f"option {setting!r} of criterion {name}: {reason}, not {value!r}") from None
     return module

@@ -1,0 +1,62 @@
+"""Models measured side by side: size, perplexity on stated text, and latency in one alternated run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from prune.data import describe, windows
+from prune.evaluation.perplexity import perplexity as measure
+from prune.evaluation.speed import forward_latency
+from prune.model.model import Model
+from prune.model.save import load
+from prune.progress import Progress
+
+
+def evaluate(
+    models: Model | Mapping[str, Model],
+    *,
+    perplexity: str | None = None,
+    length: int = 256,
+    stride: int | None = None,
+    samples: int | None = None,
+    field: str | None = None,
+    split: str | None = None,
+    speed: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """One number per model of: `parameters`, `bytes`, and where asked for `perplexity` and `latency`.
+
+    `perplexity` is text as `prune.windows` takes it: a builtin (its held-out part), a local file, a Hub dataset. It is
+    cut into windows of `length` tokens that start every `stride`; each token counts once, and the text is tokenised
+    by the first model's tokenizer. What it was measured on stands beside the number. `dtype` None computes in the
+    stored type. Raises PruneError as `prune.windows` does.
+    """
+    named = {"model": models} if isinstance(models, Model) else dict(models)
+    result: dict[str, Any] = {
+        "parameters": {name: model.tensors.parameters for name, model in named.items()},
+        "bytes": {name: model.tensors.bytes for name, model in named.items()},
+    }
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
+    if perplexity is not None:
+        tokenizer = next(iter(named.values())).tokenizer()
+        source: dict[str, Any] = {"split": split, "field": field}
+        source = {key: value for key, value in source.items() if value is not None}
+        data = windows(perplexity, tokenizer, length=length, stride=stride, samples=samples, **source)
+        found = {id(model): measure(model, data, progress=progress, **place) for model in named.values()}
+        result["perplexity"] = {
+            "data": describe(perplexity, **source),
+            "length": length,
+            "stride": stride or length,
+            "tokens": next(iter(found.values()))["tokens"],
+            **{name: found[id(model)]["perplexity"] for name, model in named.items()},
+        }
+    if speed:
+        loaded = {name: load(model, **place) for name, model in named.items()}
+        result["latency"] = forward_latency(loaded, seed=seed)
+    return result

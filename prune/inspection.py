@@ -1,0 +1,78 @@
+"""What is in a model: its groups, and the share of parameters and of work that each kind holds."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from prune.model.groups import KINDS, Group, groups
+from prune.model.model import Model
+
+
+def inspect(model: Model, *, length: int = 1024) -> dict[str, Any]:
+    """Sizes, and per kind of group the units, parameters and FLOPs they hold, with their shares of the whole.
+
+    Parameters count tied weights once. FLOPs are those of one forward pass per token at a context of `length` tokens,
+    a multiply-add as two; the attention products are counted in full, norms and activations are not.
+    """
+    parameters = model.tensors.parameters
+    layer_flops = [_layer_flops(model, layer, length) for layer in range(model.numbers["layers"])]
+    head = 2 * model.config.vocab_size * model.numbers["width"]
+    flops = sum(weights + attention for weights, attention in layer_flops) + head
+    return {
+        "source": model.source,
+        "model_type": model.config.model_type,
+        "architecture": model.architecture.__name__,
+        "dtype": ", ".join(sorted({str(i.dtype).removeprefix("torch.") for i in model.tensors.info.values()})),
+        "uniform": model.uniform,
+        "parameters": parameters,
+        "bytes": model.tensors.bytes,
+        "flops_per_token": flops,
+        "length": length,
+        **model.numbers,
+        "groups": [_kind(model, kind, parameters, flops, layer_flops) for kind in _offered(model)],
+    }
+
+
+def _offered(model: Model) -> list[str]:
+    return [kind for kind in KINDS if kind == "layers" or kind.removeprefix("query_") in model.family.parts]
+
+
+def _kind(
+    model: Model, kind: str, parameters: int, flops: int, layer_flops: list[tuple[int, int]]
+) -> dict[str, Any]:
+    """One row: how many units, and what they hold together."""
+    found = groups(model, kind)
+    counts = [group.units for group in found]
+    held = sum(_held(model, group) for group in found)
+    attention = sum(attention for _, attention in layer_flops) if kind != "channels" else 0
+    work = 2 * sum(_held(model, group, matrices=True) for group in found) + attention
+    return {
+        "kind": kind,
+        "meaning": KINDS[kind],  # type: ignore[index]
+        "groups": len(found),
+        "units": counts[0] if len(set(counts)) == 1 else counts,
+        "parameters": held,
+        "parameters_share": held / parameters,
+        "flops_share": work / flops,
+    }
+
+
+def _held(model: Model, group: Group, *, matrices: bool = False) -> int:
+    """Parameters that all of a group's units own together; with `matrices`, of those that are multiplied with."""
+    info = model.tensors.info
+    if group.whole:
+        return sum(prod(info[n].shape) for unit in group.whole for n in unit if not matrices or len(info[n].shape) > 1)
+    total = 0
+    for piece in group.slices:
+        shape = info[piece.name].shape
+        if not matrices or len(shape) > 1:
+            total += piece.index.numel() * prod(shape) // shape[piece.dim]
+    return total
+
+
+def _layer_flops(model: Model, layer: int, length: int) -> tuple[int, int]:
+    """FLOPs per token of a layer's matrices, and of its attention products at a context of `length`."""
+    matrices = sum(prod(model.tensors.info[n].shape) for n in model.names(layer) if len(model.tensors.info[n].shape) > 1)
+    sizes = model.sizes(layer)
+    return 2 * matrices, 4 * length * sizes["heads"] * sizes["head_dim"]

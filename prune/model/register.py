@@ -1,0 +1,37 @@
+"""Makes transformers' Auto classes know the non-uniform types of every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+from prune.model import family as families
+from prune.model.nonuniform import config_class, model_class
+
+AUTO = {"ForCausalLM": AutoModelForCausalLM, "Model": AutoModel}
+
+
+def register() -> None:
+    """Register every family's non-uniform config, classes and tokenizer; doing it twice changes nothing."""
+    for name in families.names():
+        stock, own = CONFIG_MAPPING[name], config_class(name)
+        AutoConfig.register(own.model_type, own, exist_ok=True)
+        if stock in TOKENIZER_MAPPING:
+            slow, fast = _pair(TOKENIZER_MAPPING[stock])
+            AutoTokenizer.register(own, slow_tokenizer_class=slow, fast_tokenizer_class=fast, exist_ok=True)
+        for suffix, auto in AUTO.items():
+            for architecture in _classes(auto, stock):
+                if architecture.__name__.endswith(suffix):
+                    auto.register(own, model_class(name, architecture), exist_ok=True)
+
+
+def _pair(found: Any) -> tuple[Any, Any]:
+    return found if isinstance(found, tuple) else (None, found)
+
+
+def _classes(auto: Any, config: type[PreTrainedConfig]) -> tuple[type[PreTrainedModel], ...]:
+    found = auto._model_mapping[config] if config in auto._model_mapping else ()
+    return found if isinstance(found, tuple) else (found,)

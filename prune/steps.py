@@ -1,0 +1,293 @@
+"""The contents page: one function per recipe word, each a few calls into a room.
+
+A step is handed the run and its options as keywords; the signature is what a recipe may say. In a dry run scores are
+made up and nothing is read, so that shapes, sizes and mistakes are known before any weight is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prune import data, files
+from prune.errors import PruneError
+from prune.evaluation.evaluate import evaluate as measure
+from prune.model.groups import Group, Kind, groups
+from prune.model.model import Model
+from prune.model.save import load
+from prune.model.walk import Batch
+from prune.remove.choose import choose
+from prune.remove.cut import Plan, cut
+from prune.remove.prove import prove
+from prune.remove.score import check_criterion, needs_data, options, score
+from prune.run import Run
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+PROOF_TOKENS = (2, 64)  # windows and tokens of the batch that a cut is proved on
+
+
+def remove(
+    run: Run,
+    *,
+    what: Kind | list[Kind],
+    ratio: Ratio | None = None,
+    count: Count | None = None,
+    plan: str | None = None,
+    criterion: str | dict[str, dict[str, Any]] = "wanda",
+    scope: Literal["layer", "global"] = "layer",
+    normalize: Literal["mean", "standard", "none"] = "mean",
+    multiple_of: Positive = 1,
+    protect: list[int | str] = [],  # noqa: B006 - recipes bind it; it is never changed
+) -> None:
+    """Score units, choose the least important ones, and slice them out of the weights.
+
+    what: the kinds of units to remove: heads, query_heads, channels, layers. Several share one pass over the data.
+    ratio: the fraction of the units to remove, at least 0 and below 1.
+    count: the number of units to remove instead of a ratio: of every layer, or of all layers with `scope: global`.
+    plan: a JSON file of kept units per group, instead of ratio or count; nothing is scored.
+    criterion: how units are scored, by name, or with its options as in `{magnitude: {norm: l1}}`.
+    scope: `layer` removes the same number in every layer, which stays a stock checkpoint; `global` ranks across layers.
+    normalize: how `scope: global` makes scores comparable: divided by each layer's mean, standardised, or not at all.
+    multiple_of: keep a multiple of this many channels, for kernels that want aligned sizes.
+    protect: layers (numbers), kinds or groups ("layers.3.heads") that stay whole.
+    """
+    kinds = list(dict.fromkeys([what] if isinstance(what, str) else what))
+    name, settings = _criterion(criterion)
+    found = groups(run.model, kinds)
+    if plan is not None:
+        if ratio is not None or count is not None:
+            raise PruneError("give either plan, ratio or count, and not several")
+        chosen = _read_plan(plan)
+    else:
+        scores = _scores(run, found, name, settings, count)
+        chosen = choose(
+            run.model,
+            found,
+            scores,
+            ratio=ratio,
+            count=count,
+            scope=scope,
+            normalize=normalize,
+            multiple_of=multiple_of,
+            protect=protect,
+        )
+    small = cut(run.model, chosen)
+    run.record.update(_removed(run.model, small, found, chosen, criterion=None if plan else name))
+    _note_adjusted(run, found, chosen, ratio if plan is None else None, count, scope)
+    if not run.dry:
+        run.record["proof"] = prove(run.model, chosen, small, _proof_batch(run), device=run.device, progress=run.progress)
+        if plan is None:
+            files.write_json(run.folder / "scores.json", {key: value.tolist() for key, value in scores.items()})
+    run.model = small
+
+
+remove.reads = ("plan",)  # type: ignore[attr-defined]  # options that name files
+
+
+def evaluate(
+    run: Run,
+    *,
+    perplexity: str | None = None,
+    length: Annotated[int, Field(ge=2)] = 256,
+    stride: Positive | None = None,
+    samples: Positive | None = None,
+    field: str | None = None,
+    split: str | None = None,
+    speed: bool = False,
+) -> None:
+    """Measure the model as it now is beside the recipe's original: size, perplexity, latency.
+
+    perplexity: text to measure on: a builtin (its held-out part), a local file, or a Hub dataset id.
+    length: tokens in a window.
+    stride: tokens between the starts of two windows; the length itself when left out. Every token counts once.
+    samples: at most this many windows; all of them when left out.
+    field: the text field of a .jsonl, .parquet or Hub dataset.
+    split: the split of a Hub dataset.
+    speed: measure the latency of one forward pass, both models alternating.
+    """
+    before, after = run.original, run.model
+    run.record["parameters"] = [before.tensors.parameters, after.tensors.parameters]
+    run.record["bytes"] = [before.tensors.bytes, after.tensors.bytes]
+    if perplexity is not None:
+        data.check(perplexity)
+    if run.dry:
+        return
+    found = measure(
+        {"before": before, "after": after},
+        perplexity=perplexity,
+        length=length,
+        stride=stride,
+        samples=samples,
+        field=field,
+        split=split,
+        speed=speed,
+        seed=run.seed,
+        **_place(run),
+    )
+    if "perplexity" in found:
+        run.record["perplexity"] = found["perplexity"]
+    if "latency" in found:
+        run.timings.update(found["latency"])
+
+
+evaluate.data = ("perplexity",)  # type: ignore[attr-defined]  # options that name text
+
+
+def export(run: Run, *, format: Literal["onnx"] = "onnx") -> None:
+    """Write the model in a format that others serve, beside the checkpoint, checked against PyTorch.
+
+    format: `onnx`, one graph with key-value cache under Optimum's names, run in ONNX Runtime.
+    """
+    from prune.exports import onnx
+
+    reason = onnx.check(run.model.config)
+    if reason:
+        raise PruneError(reason, where="format")
+    if run.dry:
+        return
+    module = load(run.model, dtype=torch.float32)
+    tokenizer = run.model.tokenizer() if any(name.startswith("tokenizer") for name in run.model.files) else None
+    run.record.update(onnx.export(module, tokenizer, run.folder / format))
+
+
+STEPS = {"remove": remove, "evaluate": evaluate, "export": export}
+
+
+def compute_dtype(device: str, dtype: str) -> torch.dtype | None:
+    """What is computed in: as asked; by itself float32 on a CPU, and what the weights are stored in on a GPU (None)."""
+    if dtype != "auto":
+        found: torch.dtype = getattr(torch, dtype)
+        return found
+    return torch.float32 if device == "cpu" else None
+
+
+def _place(run: Run) -> dict[str, Any]:
+    """Where and how a room computes."""
+    return {"device": run.device, "dtype": compute_dtype(run.device, run.dtype), "progress": run.progress}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _criterion(given: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """A criterion's name and options."""
+    if isinstance(given, str):
+        return given, {}
+    if len(given) != 1:
+        raise PruneError("give one criterion, as in {magnitude: {norm: l1}}", where="criterion")
+    return next(iter(given.items()))
+
+
+def _scores(
+    run: Run, found: list[Group], name: str, settings: dict[str, Any], count: int | None
+) -> dict[str, Tensor]:
+    """Scores by the criterion; in a dry run, zeros of the right shapes after every check that needs no weights."""
+    known = options(name)
+    if "seed" in known:
+        settings = {"seed": run.seed, **settings}
+    if "run" in known and settings.get("distance") == "angular" and count:
+        settings = {"run": count, **settings}
+    check_criterion(found, name, settings)
+    if needs_data(name) and run.calibration is None:
+        raise PruneError(f"criterion {name!r} looks at data; give the recipe a calibration", where="criterion")
+    if run.dry:
+        return {group.name: torch.zeros(group.units) for group in found}
+    text = calibration_batches(run) if needs_data(name) else None
+    return score(run.model, found, text, criterion=name, **settings, **_place(run))
+
+
+def calibration_batches(run: Run) -> list[Batch]:
+    """The recipe's calibration text as token batches."""
+    chosen = run.calibration
+    assert chosen is not None
+    return data.batches(
+        chosen.data,
+        run.model.tokenizer(),
+        samples=chosen.samples,
+        length=chosen.length,
+        seed=run.seed,
+        batch_size=chosen.batch_size,
+        streaming=chosen.streaming,
+        **_given({"field": chosen.field, "split": chosen.split}),
+    )
+
+
+def _proof_batch(run: Run) -> Batch:
+    """Calibration text where the recipe has some, else seeded token ids: what is proved holds for any."""
+    windows_, tokens = PROOF_TOKENS
+    if run.calibration is not None:
+        text = replace(run.calibration, samples=windows_, length=min(run.calibration.length, tokens))
+        return calibration_batches(replace(run, calibration=text))[0]
+    generator = torch.Generator().manual_seed(run.seed)
+    return {"input_ids": torch.randint(run.model.config.vocab_size, (windows_, tokens), generator=generator)}
+
+
+def _read_plan(path: str) -> Plan:
+    if not Path(path).is_file():
+        raise PruneError(f"no plan file {path!r}", where="plan")
+    content = files.read_json(path)
+    if not all(isinstance(kept, list) for kept in content.values()):
+        raise PruneError("a plan maps each group to a list of kept units", where="plan")
+    return content
+
+
+def _removed(big: Model, small: Model, found: list[Group], plan: Plan, *, criterion: str | None) -> dict[str, Any]:
+    """What the report says of a cut."""
+    words = {}
+    for kind in dict.fromkeys(group.kind for group in found):
+        own = {group.name: group for group in found if group.kind == kind and group.name in plan}
+        words[kind] = _in_words(kind, own, plan)
+    return {
+        "removed": words,
+        "criterion": criterion,
+        "plan": plan,
+        "parameters": [big.tensors.parameters, small.tensors.parameters],
+        "bytes": [big.tensors.bytes, small.tensors.bytes],
+        "saved_as": small.config.model_type,
+    }
+
+
+def _in_words(kind: str, own: dict[str, Group], plan: Plan) -> str:
+    lost = {name: group.units - len(plan[name]) for name, group in own.items()}
+    if kind == "layers":
+        group = own["layers"]
+        gone = sorted(set(range(group.units)) - set(plan["layers"]))
+        return f"{len(gone)} of {group.units}: {', '.join(map(str, gone)) or 'none'}"
+    if len(set(lost.values())) == 1 and len({group.units for group in own.values()}) == 1:
+        name, group = next(iter(own.items()))
+        return f"{lost[name]} of {group.units} in each of {len(own)} layers"
+    units = sum(group.units for group in own.values())
+    low, high = (min(lost.values()), max(lost.values())) if lost else (0, 0)
+    return f"{sum(lost.values())} of {units}, {low} to {high} a layer"
+
+
+def _note_adjusted(
+    run: Run, found: list[Group], plan: Plan, ratio: float | None, count: int | None, scope: str
+) -> None:
+    """Say where counts were moved to legal ones, and when the type changed."""
+    notes = run.record.setdefault("notes", [])
+    before, after = run.record["saved_as"], run.original.config.model_type
+    if before != after and run.model.config.model_type != before:
+        why = (
+            f"{after} configs refuse this shape; {before} computes exactly the same and loads in stock transformers"
+            if not before.startswith("prune_")
+            else "layers differ, so it loads with prune.load, or with the Auto classes once prune is imported"
+        )
+        notes.append(f"saved as {before}: {why}")
+    if scope == "layer" and (ratio is not None or count is not None):
+        for kind in dict.fromkeys(group.kind for group in found):
+            group = next((g for g in found if g.kind == kind and g.name in plan), None)
+            if group is None:
+                continue
+            asked = count if count is not None else round(group.units * (ratio or 0))
+            lost = group.units - len(plan[group.name])
+            if lost != asked:
+                notes.append(f"{kind}: {lost} of {group.units} removed, {asked} asked for: the nearest count that fits")
