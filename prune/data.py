@@ -1,0 +1,357 @@
+"""Text to token batches: fair random windows for calibration and training, strided ones for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from prune.errors import PruneError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Source = str | Path | Sequence[str]
+Row = tuple[list[int], list[int]]  # the ids and the labels of one window
+
+PYTHON_DOCS = "python-docs"
+SPLITS = ("train", "heldout")  # of python-docs
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+
+IGNORED = -100  # the label that losses leave out
+SECTION = 16  # characters of a section per token of a window: a few windows each, so that samples come from many places
+BUFFER = 10_000  # sections held for shuffling
+
+
+def batches(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    length: int,
+    seed: int = 0,
+    batch_size: int = 8,
+    field: str = "text",
+    split: str | None = None,
+    streaming: bool = False,
+) -> list[dict[str, Tensor]]:
+    """`samples` windows of `length` tokens, drawn at random and the same for the same seed.
+
+    `source` is "python-docs", a local .txt, .jsonl, .json or .parquet file, a Hub dataset as `owner/name`,
+    `owner/name:config` or either with `@revision`, or a list of texts. `split` is for python-docs and the Hub
+    ("train"), `streaming` for the Hub. Long documents are cut into sections; sections are shuffled (through a buffer
+    where there are very many), joined with the end token and cut into windows, which open with the beginning token
+    where the tokenizer itself adds one.
+
+    Returns input_ids, attention_mask and labels of shape (batch, length), int64; the last batch may be smaller.
+    Raises PruneError where the source cannot be read or has too little text.
+    """
+    check(source, split=split)
+    opening = _opening(tokenizer)
+    _at_least(1, samples=samples, batch_size=batch_size)
+    _at_least(2 + len(opening), length=length)
+    rng = random.Random(seed)
+    texts = _documents(source, split or "train", field, streaming, rng)
+    sections = chain.from_iterable(_sections(text, SECTION * length) for text in texts)
+    # python-docs come in random order already, and reading them all takes seconds.
+    buffer = 4 * samples if source == PYTHON_DOCS else BUFFER
+    tokens = _joined(_shuffled(sections, rng, buffer), tokenizer)
+    rows: list[Row] = []
+    while len(rows) < samples:
+        ids = opening + list(islice(tokens, length - len(opening)))
+        if len(ids) < length:
+            raise PruneError(
+                f"gives {len(rows)} windows of {length} tokens, {samples} were asked", where=_label(source)
+            )
+        rows.append((ids, ids))
+    return _stacked(rows, length, batch_size, fill=0)
+
+
+def windows(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    stride: int | None = None,
+    samples: int | None = None,
+    batch_size: int = 8,
+    field: str = "text",
+    split: str | None = None,
+) -> list[dict[str, Tensor]]:
+    """The whole text as windows for evaluation: every token is a label exactly once, at a position that is predicted.
+
+    Documents stand in their own order, joined with the end token. The text opens with one such token (or the
+    beginning one) that is only seen, never a label. Each window after the first has `stride` new tokens (default: all
+    but one) after context whose labels are -100. The last one is padded: attention_mask 0, labels -100. `samples` is
+    the most windows to give; `split` is for python-docs ("heldout") and the Hub ("test"). Source, shapes and errors are
+    those of `batches`.
+    """
+    check(source, split=split)
+    opening = _opening(tokenizer)
+    _at_least(1, samples=1 if samples is None else samples, batch_size=batch_size)
+    _at_least(2 + len(opening), length=length)
+    body = length - len(opening)  # tokens of the text in a window
+    stride = body - 1 if stride is None else stride
+    if not 1 <= stride < body:
+        raise PruneError(f"stride is {stride}; choices: 1 to {body - 1} for windows of {length} tokens")
+    texts = _documents(source, split or _evaluation_split(source), field, False, None)
+    most = None if samples is None else body + (samples - 1) * stride
+    # The first token of all needs one before it to be predicted from.
+    before = [] if opening else _separator(tokenizer)
+    tokens = list(islice(chain(before, _joined(texts, tokenizer)), most))
+    rows: list[Row] = []
+    counted = 0 if opening else 1
+    while counted < len(tokens):
+        begin = max(0, counted - (body - stride))
+        new = tokens[counted : begin + body]
+        labels = [IGNORED] * (len(opening) + counted - begin) + new
+        rows.append((opening + tokens[begin:counted] + new, labels))
+        counted += len(new)
+    if not rows:
+        raise PruneError("gives no windows: it holds no text", where=_label(source))
+    return _stacked(rows, length, batch_size, fill=tokenizer.pad_token_id or 0)
+
+
+def check(source: Source, *, split: str | None = None) -> None:
+    """Raise the PruneErrors that can be known at once: a missing or empty file, an unknown suffix, name or split."""
+    kind = _kind(source)
+    if kind == "file":
+        _check_file(_path(source))
+    if kind == "memory" and not all(isinstance(text, str) for text in source):  # type: ignore[union-attr]
+        raise PruneError("is not a list of texts", where=_label(source))
+    if kind == "python-docs" and split not in (None, *SPLITS):
+        raise unknown("split", split, SPLITS).at(PYTHON_DOCS)
+    if split and kind in ("file", "memory"):
+        raise PruneError(f"has no splits, {split!r} was asked; leave it out", where=_label(source))
+
+
+def describe(source: Source, *, split: str | None = None, field: str = "text") -> dict[str, str]:
+    """What stands in reports: `data`, and where the source has them `split` (the one `windows` takes) and `field`."""
+    kind, found = _kind(source), {"data": _label(source)}
+    if kind in ("python-docs", "hub"):
+        found["split"] = split or _evaluation_split(source)
+    if kind == "hub" or (kind == "file" and _path(source).suffix.lower() != ".txt"):
+        found["field"] = field
+    return found
+
+
+def fingerprint(source: Source, *, split: str | None = None) -> str:
+    """What tells one text from another: the sha256 of the file or texts; for a Hub id, `id@revision`.
+
+    With `split` None it is that of all splits. The Hub is not asked. Raises PruneError as `check` does.
+    """
+    check(source, split=split)
+    kind = _kind(source)
+    if kind == "hub":
+        return f"{source}{'' if '@' in str(source) else '@main'}{f'#{split}' if split else ''}"
+    if kind == "file":
+        with _mended(str(source), OSError), _path(source).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if kind == "memory":
+        return hashlib.sha256(json.dumps(list(source)).encode()).hexdigest()  # type: ignore[arg-type]
+    from prune.bundled import text
+
+    every = "".join(text.fingerprint(name) for name in SPLITS if split in (None, name))  # type: ignore[arg-type]
+    return hashlib.sha256(every.encode()).hexdigest()
+
+
+def _evaluation_split(source: Source) -> str:
+    return "heldout" if source == PYTHON_DOCS else "test"
+
+
+def _kind(source: Source) -> str:
+    """One of python-docs, file, hub and memory."""
+    if not isinstance(source, (str, Path)):
+        return "memory"
+    if source == PYTHON_DOCS:
+        return "python-docs"
+    path, name = _path(source), str(source)
+    # "data/corpus" is a file that is missing where there is a folder "data", and a Hub id elsewhere.
+    beside = path.parent != Path() and path.parent.is_dir()
+    if isinstance(source, Path) or path.exists() or beside or re.match(r"[.~/\\]|.*\.[A-Za-z]+$", name):
+        return "file"
+    if HUB_ID.fullmatch(name):
+        return "hub"
+    raise unknown("data", name, (PYTHON_DOCS, f"a local file ({', '.join(READERS)})", "a Hub dataset as owner/name"))
+
+
+def _label(source: Source) -> str:
+    return str(source) if isinstance(source, (str, Path)) else f"{len(source)} texts in memory"
+
+
+def _path(source: Source) -> Path:
+    return Path(str(source)).expanduser()
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise PruneError("is a folder, not a file" if path.is_dir() else "no such file", where=str(path))
+    if path.suffix.lower() not in READERS:
+        raise unknown("kind of file", path.suffix or path.name, READERS).at(str(path))
+    if path.stat().st_size == 0:
+        raise PruneError("the file is empty", where=str(path))
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise PruneError(f"{name} is {value}; choices: {least} or more")
+
+
+def _documents(source: Source, split: str, field: str, streaming: bool, rng: random.Random | None) -> Iterator[str]:
+    """The texts of a source that are not blank; in random order where `rng` is given and any of them can be reached."""
+    kind = _kind(source)
+    if kind == "python-docs":
+        texts = _python_docs(split, rng)
+    elif kind == "memory":
+        texts = iter(rng.sample(source, len(source)) if rng else source)  # type: ignore[arg-type]
+    elif kind == "file":
+        texts = _column(_file_rows(_path(source)), field, _label(source))
+    else:
+        texts = _column(_hub_rows(str(source), split, streaming, rng), field, _label(source))
+    return (text for text in texts if text.strip())
+
+
+def _python_docs(split: str, rng: random.Random | None) -> Iterator[str]:
+    from prune.bundled import text
+
+    names = text.names(split)  # type: ignore[arg-type]
+    if rng:
+        rng.shuffle(names)
+    return chain.from_iterable(text.texts(name) for name in names)
+
+
+def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a local file, read as they are asked for; a .txt file is one row."""
+    import datasets
+
+    kind = READERS[path.suffix.lower()]
+    options = {"sample_by": "document"} if kind == "text" else {}
+    # Streaming writes no copy of the data, only lock files, which go with the folder.
+    with TemporaryDirectory() as cache, _quiet("datasets"), _mended(str(path), *_failures()):
+        files = [re.sub(r"([*?\[])", r"[\1]", str(path.resolve()))]  # datasets takes a pattern, this is a name
+        yield from datasets.load_dataset(
+            kind, data_files=files, split="train", streaming=True, cache_dir=cache, **options
+        )
+
+
+def _hub_rows(source: str, split: str, streaming: bool, rng: random.Random | None) -> Iterator[dict[str, Any]]:
+    """The rows of a Hub dataset, shuffled where it is on disk; a streamed one is shuffled by the caller's buffer."""
+    import datasets
+
+    parts = HUB_ID.fullmatch(source)
+    assert parts, source
+    with _mended(source, *_failures()):
+        rows = datasets.load_dataset(
+            parts["name"], parts["config"], split=split, revision=parts["revision"], streaming=streaming
+        )
+        if streaming or rng is None:
+            yield from rows
+        else:
+            yield from (rows[index] for index in rng.sample(range(len(rows)), len(rows)))
+
+
+def _column(rows: Iterator[dict[str, Any]], field: str, where: str) -> Iterator[str]:
+    for row in rows:
+        if field not in row:
+            raise unknown("field", field, row).at(where)
+        if not isinstance(row[field], str | None):
+            raise PruneError(f"field {field!r} holds {type(row[field]).__name__}, not text", where=where)
+        yield row[field] or ""
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What reading through `datasets` is seen to raise: Arrow's and JSON's errors are ValueErrors."""
+    from datasets.exceptions import DatasetsError
+
+    return (OSError, ValueError, RuntimeError, DatasetsError)
+
+
+@contextmanager
+def _mended(where: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds, which is how the data fails to be found or read, as one line that names it."""
+    try:
+        yield
+    except kinds as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PruneError(f"cannot be read: {reason[:300]}", where=where) from error
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a library's logger from telling what the error raised will say."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _sections(text: str, size: int) -> Iterator[str]:
+    """`text` in pieces of about `size` characters, cut before a line or a word where there is one."""
+    start = 0
+    while len(text) - start > size:
+        half, end = start + size // 2, start + size
+        cut = max(text.rfind("\n", half, end), 0) or max(text.rfind(" ", half, end), 0) or end
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _shuffled(items: Iterable[str], rng: random.Random, buffer: int) -> Iterator[str]:
+    """`items` in random order; where there are more than `buffer`, each gives its place to one that comes later."""
+    items = iter(items)
+    held = list(islice(items, buffer))
+    for item in items:
+        index = rng.randrange(buffer)
+        yield held[index]
+        held[index] = item
+    rng.shuffle(held)
+    yield from held
+
+
+def _joined(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
+    """The tokens of `texts`, with the end token between them."""
+    between: list[int] = []
+    for text in texts:
+        yield from between
+        yield from tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        between = _separator(tokenizer)
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    return [token for token in ends if token is not None][:1]
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning token, for tokenizers that open every text with one: some models are lost without it."""
+    added = list(tokenizer("", verbose=False)["input_ids"])
+    return added if added == [tokenizer.bos_token_id] else []
+
+
+def _stacked(rows: list[Row], length: int, batch_size: int, *, fill: int) -> list[dict[str, Tensor]]:
+    """(ids, labels) rows as batches, padded to `length`."""
+    import torch
+
+    def batch(part: list[Row]) -> dict[str, Tensor]:
+        missing = [length - len(ids) for ids, _ in part]
+        return {
+            "input_ids": torch.tensor([ids + [fill] * n for (ids, _), n in zip(part, missing, strict=True)]),
+            "attention_mask": torch.tensor([[1] * (length - n) + [0] * n for n in missing]),
+            "labels": torch.tensor([labels + [IGNORED] * n for (_, labels), n in zip(part, missing, strict=True)]),
+        }
+
+    return [batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
