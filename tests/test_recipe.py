@@ -243,4 +243,7 @@ def test_a_step_places_its_errors(recipe):
     assert str(step.blame(PruneError("no"))) == "recipe.yaml:6:5 steps[0].remove: no"
     assert str(step.blame(PruneError("no", where="ratio"))) == "recipe.yaml:6:46 steps[0].remove.ratio: no"
     assert str(step.blame(PruneError("no", where="criterion"))) == "recipe.yaml:6:5 steps[0].remove: no"
-    assert str(step.blame(PruneError("no", where="model/config.json"))) == "model/config.json: no"
+    assert (
+        str(step.blame(PruneError("no", where="model/config.json")))
+        == "recipe.yaml:6:5 steps[0].remove: model/config.json: no"
+    )

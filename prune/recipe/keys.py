@@ -16,7 +16,7 @@ from prune.errors import PruneError
 from prune.recipe.load import Recipe, Step
 
 FORMAT = 1  # of prune.json and of the step folders; another number makes every key another
-Fingerprint = Callable[..., str]  # data source and how to read it -> sha256 of its bytes
+Fingerprint = Callable[..., str]  # (data source, split=) -> what tells its bytes from others
 
 
 def versions() -> dict[str, str]:
@@ -55,20 +55,18 @@ def inputs(step: Step, recipe: Recipe, fingerprint: Fingerprint) -> dict[str, An
             found[option] = _file(path, step, option)
     for option in getattr(step.function, "data", ()):
         if isinstance(source := step.bound.get(option), str):
-            found[option] = _placed(step.where(option), fingerprint, source)
+            found[option] = _placed(step.where(option), fingerprint, source, split=step.bound.get("split"))
     if recipe.calibration and getattr(step.function, "calibrated", True):
-        calibration = recipe.calibration
-        how = {"field": calibration.field, "split": calibration.split, "streaming": calibration.streaming}
-        where = recipe.document.where(("calibration", "data"))
-        found["calibration"] = [asdict(calibration), _placed(where, fingerprint, calibration.data, **how)]
+        text, where = recipe.calibration, recipe.document.where(("calibration", "data"))
+        found["calibration"] = [asdict(text), _placed(where, fingerprint, text.data, split=text.split)]
     return found
 
 
-def _placed(where: str, fingerprint: Fingerprint, source: str, **how: Any) -> str:
+def _placed(where: str, fingerprint: Fingerprint, source: str, *, split: str | None) -> str:
     try:
-        return fingerprint(source, **how)
+        return fingerprint(source, split=split)
     except PruneError as error:
-        raise error.at(where) from None
+        raise PruneError(str(error), where=where) from None
 
 
 def _file(path: str, step: Step, option: str) -> Any:

@@ -63,11 +63,8 @@ class Step:
 
     def blame(self, error: PruneError) -> PruneError:
         """The error, placed at this step, or at the option that the error names as its place."""
-        return (
-            PruneError(error.message, where=self.where(error.where))
-            if error.where in self.bound
-            else error.at(self.where())
-        )
+        option = error.where if error.where in self.bound else None
+        return PruneError(error.message if option else str(error), where=self.where(option))
 
 
 @dataclass(frozen=True)

@@ -91,19 +91,8 @@ def default_parts() -> Parts:
     from prune.model.open import open as open_model
     from prune.model.save import write
 
-    return Parts(steps_of(steps), open_model, write, batches.fingerprint, pick_device)
-
-
-def steps_of(module: Any) -> dict[str, Callable]:
-    """The recipe words a module defines: its public functions whose first parameter is `run`."""
-    import inspect
-
-    functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value)}
-    return {
-        name: function
-        for name, function in functions.items()
-        if not name.startswith("_") and next(iter(inspect.signature(function).parameters), None) == "run"
-    }
+    words = {word: getattr(steps, word) for word in steps.STEPS}
+    return Parts(words, open_model, write, batches.fingerprint, pick_device)
 
 
 def pick_device(name: str) -> str:
@@ -148,7 +137,7 @@ def _prepare(
     try:
         original = parts.open(loaded.model, revision=loaded.revision, headers=True)
     except PruneError as error:
-        raise error.at(loaded.document.where(("model",))) from None
+        raise PruneError(str(error), where=loaded.document.where(("model",))) from None
     target = output or loaded.output
     return _Job(loaded, parts, chosen, Path(target) if target else None, original, reads, progress)
 
@@ -201,7 +190,8 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
     if standing := outputs.standing(target, chain[-1], overwrite=overwrite, restart=restart):
         return _unchanged(job, standing, target)
     with work.opened(target) as folder:
-        outputs.standing(target, chain[-1], overwrite=overwrite, restart=restart)  # another run may have ended just now
+        if standing := outputs.standing(target, chain[-1], overwrite=overwrite, restart=restart):
+            return _unchanged(job, standing, target)  # another run has just ended
         folders = [
             work.folder(folder, i, step.word, key)
             for i, (step, key) in enumerate(zip(job.recipe.steps, chain, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -88,7 +89,9 @@ def _loading(model_type: str) -> str:
 
 
 def _again(manifest: dict[str, Any]) -> str:
-    recipe = yaml.safe_dump(manifest["recipe"], sort_keys=False, allow_unicode=True)
+    tidy = json.loads(json.dumps(manifest["recipe"], sort_keys=True))  # one order, whatever the file's was
+    order = sorted(tidy, key=lambda name: (name == "steps", name != "model"))
+    recipe = yaml.safe_dump({name: tidy[name] for name in order}, sort_keys=False, allow_unicode=True)
     ticks = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])  # no value can end the block
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return (

@@ -1,0 +1,114 @@
+"""A model that is a line of text, and steps on it: enough for the run loop, and quick. No torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from prune import files
+from prune.errors import PruneError
+from prune.recipe import Parts, apply
+from prune.run import Run
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    text: str
+    weights: tuple[Path, ...] = ()
+
+    def fingerprint(self) -> dict[str, str]:
+        return {path.name: files.sha256(path) for path in self.weights}
+
+
+def open_fake(source: str | Path, *, revision: str | None, headers: bool) -> FakeModel:  # noqa: ARG001  # as the real one
+    path = Path(source) / "weights.txt"
+    if not path.is_file():
+        raise PruneError(f"no model folder {str(source)!r}")
+    return FakeModel(path.read_text(), (path,))
+
+
+def write_fake(model: FakeModel, folder: Path) -> dict[str, str]:
+    (folder / "weights.txt").write_text(model.text)
+    (folder / "config.json").write_text('{"model_type": "llama"}\n')
+    return {name: files.sha256(folder / name) for name in ("config.json", "weights.txt")}
+
+
+def remove(run: Run, *, count: Annotated[int, Field(ge=1)], plan: str | None = None) -> None:  # noqa: ARG001
+    """Takes letters away."""
+    if count >= len(run.model.text):
+        raise PruneError(f"count must leave something of {len(run.model.text)} letters, not {count}", where="count")
+    if not run.dry:
+        CALLS.append("remove")
+    small = run.model.text[count:]
+    run.record |= {"removed": {"letters": f"{count} of {len(run.model.text)}"}}
+    run.record |= {"parameters": [len(run.model.text), len(small)], "bytes": [len(run.model.text), len(small)]}
+    run.record["proof"] = {"max_relative_difference": 3e-7, "tolerance": 1e-4}
+    run.model = FakeModel(small)
+
+
+def evaluate(run: Run, *, text: str | None = None, fail: bool = False, sleep: float = 0.0) -> None:  # noqa: ARG001
+    """Counts letters."""
+    if run.dry:
+        return
+    CALLS.append("evaluate")
+    time.sleep(sleep)
+    if fail:
+        raise PruneError("the text is too short")
+    run.record["perplexity"] = {"data": "letters", "length": 1, "before": 2.0, "after": float("inf")}
+    run.timings["latency_seconds"] = [time.time(), 1.0]
+    run.warnings.append("letters are few")
+
+
+def export(run: Run) -> None:
+    """Writes letters elsewhere."""
+    if run.dry:
+        return
+    CALLS.append("export")
+    (run.folder / "onnx").mkdir()
+    (run.folder / "onnx" / "model.onnx").write_text(run.model.text.upper())
+
+
+remove.reads = ("plan",)  # type: ignore[attr-defined]
+evaluate.data = ("text",)  # type: ignore[attr-defined]
+evaluate.calibrated = False  # type: ignore[attr-defined]
+CALLS: list[str] = []  # what ran in this process, dry runs left out
+
+
+def fingerprint(source: str, *, split: str | None) -> str:
+    return files.sha256(source) if source.endswith(".txt") and Path(source).exists() else f"{source} {split}"
+
+
+def device(name: str) -> str:
+    if name == "cuda":
+        raise PruneError("no CUDA device is here; choices: auto, cpu")
+    return "cpu"
+
+
+PARTS = Parts({"remove": remove, "evaluate": evaluate, "export": export}, open_fake, write_fake, fingerprint, device)
+
+
+def run(recipe: Any, **options: Any) -> Any:
+    return apply(recipe, parts=PARTS, **options)
+
+
+def main() -> None:
+    """A run in a process of its own, to be killed."""
+    print("imported", flush=True)
+    run(sys.argv[1])
+
+
+def command(module: str, *arguments: str) -> dict[str, Any]:
+    """The Popen arguments that call `module.main()` in a process with these arguments.
+
+    The process takes itself for the `prune` command, which does not import transformers just for importing prune.
+    """
+    code = f"import sys; sys.argv[0] = 'prune'; import {module}; {module}.main()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return {"args": [sys.executable, "-c", code, *arguments], "env": environment, "stdout": subprocess.PIPE}
