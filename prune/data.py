@@ -29,7 +29,7 @@ READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parqu
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
 IGNORED = -100  # the label that losses leave out
-SECTION = 16  # characters of a section per token of a window: a few windows each, so that samples come from many places
+SECTION = 8  # characters of a section per token of a window: about two windows, so that samples come from many places
 BUFFER = 10_000  # sections held for shuffling
 
 
@@ -155,8 +155,11 @@ def fingerprint(source: Source, *, split: str | None = None) -> str:
     if kind == "hub":
         return f"{source}{'' if '@' in str(source) else '@main'}{f'#{split}' if split else ''}"
     if kind == "file":
-        with _mended(str(source), OSError), _path(source).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with _path(source).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(error, str(source)) from error
     if kind == "memory":
         return hashlib.sha256(json.dumps(list(source)).encode()).hexdigest()  # type: ignore[arg-type]
     from prune.bundled import text
@@ -237,12 +240,14 @@ def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     kind = READERS[path.suffix.lower()]
     options = {"sample_by": "document"} if kind == "text" else {}
+    files = [re.sub(r"([*?\[])", r"[\1]", str(path.resolve()))]  # datasets takes a pattern, this is a name
     # Streaming writes no copy of the data, only lock files, which go with the folder.
-    with TemporaryDirectory() as cache, _quiet("datasets"), _mended(str(path), *_failures()):
-        files = [re.sub(r"([*?\[])", r"[\1]", str(path.resolve()))]  # datasets takes a pattern, this is a name
-        yield from datasets.load_dataset(
-            kind, data_files=files, split="train", streaming=True, cache_dir=cache, **options
-        )
+    with TemporaryDirectory() as cache:
+        with _reading(str(path)):
+            found = datasets.load_dataset(
+                kind, data_files=files, split="train", streaming=True, cache_dir=cache, **options
+            )
+        yield from _rows(found, str(path))
 
 
 def _hub_rows(source: str, split: str, streaming: bool, rng: random.Random | None) -> Iterator[dict[str, Any]]:
@@ -251,14 +256,24 @@ def _hub_rows(source: str, split: str, streaming: bool, rng: random.Random | Non
 
     parts = HUB_ID.fullmatch(source)
     assert parts, source
-    with _mended(source, *_failures()):
-        rows = datasets.load_dataset(
+    with _reading(source):
+        found = datasets.load_dataset(
             parts["name"], parts["config"], split=split, revision=parts["revision"], streaming=streaming
         )
-        if streaming or rng is None:
-            yield from rows
-        else:
-            yield from (rows[index] for index in rng.sample(range(len(rows)), len(rows)))
+    if rng and not streaming:
+        found = map(found.__getitem__, rng.sample(range(len(found)), len(found)))
+    return _rows(found, source)
+
+
+def _rows(found: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
+    """Rows read some at a time, so that the logger is itself again whenever the caller has the word."""
+    iterator = iter(found)
+    while True:
+        with _reading(where):
+            rows = list(islice(iterator, 16))
+        if not rows:
+            return
+        yield from rows
 
 
 def _column(rows: Iterator[dict[str, Any]], field: str, where: str) -> Iterator[str]:
@@ -270,33 +285,25 @@ def _column(rows: Iterator[dict[str, Any]], field: str, where: str) -> Iterator[
         yield row[field] or ""
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What reading through `datasets` is seen to raise: Arrow's and JSON's errors are ValueErrors."""
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """How `datasets` fails to find or read data, as one line that names it: raised, and not logged as well."""
     from datasets.exceptions import DatasetsError
 
-    return (OSError, ValueError, RuntimeError, DatasetsError)
-
-
-@contextmanager
-def _mended(where: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds, which is how the data fails to be found or read, as one line that names it."""
-    try:
-        yield
-    except kinds as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PruneError(f"cannot be read: {reason[:300]}", where=where) from error
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep a library's logger from telling what the error raised will say."""
-    logger = logging.getLogger(name)
+    logger = logging.getLogger("datasets")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         yield
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # Arrow's and JSON's are ValueErrors
+        raise _unreadable(error, where) from error
     finally:
         logger.setLevel(level)
+
+
+def _unreadable(error: Exception, where: str) -> PruneError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return PruneError(f"cannot be read: {reason[:300]}", where=where)
 
 
 def _sections(text: str, size: int) -> Iterator[str]:
