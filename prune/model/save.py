@@ -11,7 +11,7 @@ import torch
 
 from prune import files
 from prune.errors import PruneError
-from prune.model import skeleton
+from prune.model import layout, skeleton
 from prune.model.checkpoint import write_folder
 from prune.model.model import Model
 from prune.model.open import open as open_model
@@ -41,7 +41,7 @@ def write(model: Model, folder: Path) -> dict[str, str]:
     (folder / "config.json").write_text(_config_text(model), encoding="utf-8")
     for name, path in model.files.items():
         (folder / name).write_bytes(path.read_bytes())
-    written = write_folder(model.tensors, folder)
+    written = write_folder(layout.as_stored(model), folder)
     files.flush(folder)
     found = files.hashes(folder)
     for name, digest in written.items():
@@ -67,7 +67,8 @@ def load(
     """
     model = source if isinstance(source, Model) else open_model(source, revision=revision)
     if not model.weights:  # tensors of a module in memory must not be shared
-        model = replace(model, tensors=Tensors(model.tensors.info, lambda name: _copied(model, name)))
+        shared = model.tensors.read
+        model = replace(model, tensors=Tensors(model.tensors.info, lambda name: shared(name).clone()))
     root = skeleton.skeleton(model)
     skeleton.fill(root, "", model.tensors, torch.device(device), dtype)
     root.tie_weights()
@@ -79,6 +80,3 @@ def load(
         root.generation_config = GenerationConfig.from_pretrained(str(model.files["generation_config.json"].parent))
     return root.requires_grad_(True)
 
-
-def _copied(model: Model, name: str) -> torch.Tensor:
-    return model.tensors.read(name).clone()
