@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from prune.model.groups import KINDS, Group, groups
+from prune.model.groups import KINDS, Group, groups, kinds
 from prune.model.model import Model
 
 
@@ -17,7 +17,7 @@ def inspect(model: Model, *, length: int = 1024) -> dict[str, Any]:
     """
     parameters = model.tensors.parameters
     layer_flops = [_layer_flops(model, layer, length) for layer in range(model.numbers["layers"])]
-    head = 2 * model.config.vocab_size * model.numbers["width"]
+    head = 2 * getattr(model.config, "vocab_size", 0) * model.numbers["width"]
     flops = sum(weights + attention for weights, attention in layer_flops) + head
     return {
         "source": model.source,
@@ -30,12 +30,8 @@ def inspect(model: Model, *, length: int = 1024) -> dict[str, Any]:
         "flops_per_token": flops,
         "length": length,
         **model.numbers,
-        "groups": [_kind(model, kind, parameters, flops, layer_flops) for kind in _offered(model)],
+        "groups": [_kind(model, kind, parameters, flops, layer_flops) for kind in kinds(model)],
     }
-
-
-def _offered(model: Model) -> list[str]:
-    return [kind for kind in KINDS if kind == "layers" or kind.removeprefix("query_") in model.family.parts]
 
 
 def _kind(
@@ -67,7 +63,8 @@ def _held(model: Model, group: Group, *, matrices: bool = False) -> int:
     for piece in group.slices:
         shape = info[piece.name].shape
         if not matrices or len(shape) > 1:
-            total += piece.index.numel() * prod(shape) // shape[piece.dim]
+            positions = shape[piece.dim] * (shape[0] if piece.stacked else 1)
+            total += piece.index.numel() * prod(shape) // positions
     return total
 
 

@@ -192,9 +192,7 @@ def write_folder(tensors: Tensors, folder: Path, *, shard_bytes: int = 4 * 1024*
     shards = _split(tensors, shard_bytes)
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    hashes = {
-        name: _write_shard(tensors, shard, folder / name) for name, shard in zip(names, shards, strict=True)
-    }
+    hashes = {name: _write_shard(tensors, shard, folder / name) for name, shard in zip(names, shards, strict=True)}
     if count > 1:
         index = {
             "metadata": {"total_size": tensors.bytes},

@@ -10,16 +10,32 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from prune.errors import PruneError
 from prune.model import nonuniform
 from prune.model.family import PREFIX, Family
 from prune.model.model import Model
 
-STRUCTURAL = ("heads", "kv_heads", "channels")
-
 
 def accepts(model: Model, **numbers: int) -> bool:
-    """Whether some stock config carries these numbers (heads, kv_heads, channels) in every layer."""
+    """Whether some stock config carries these numbers (heads, kv_heads, channels ...) in every layer."""
+    if any(value != model.numbers[number] for number, value in numbers.items() if number in model.family.fixed):
+        return False
     return _stock(model.family, _with(model, numbers)) is not None
+
+
+def stacks(model: Model) -> list[range]:
+    """The layers of each list of layers: of the encoder, where there is one, and of the decoder."""
+    encoder, count = model.numbers.get("encoder_layers", 0), model.numbers["layers"]
+    return [stack for stack in (range(encoder), range(encoder, count)) if stack]
+
+
+def renumbered(model: Model, layers: Sequence[int]) -> dict[int, str]:
+    """Kept layer -> the path it has once the others are gone."""
+    encoder = model.numbers.get("encoder_layers", 0)
+    first = [layer for layer in layers if layer < encoder]
+    rest = [layer for layer in layers if layer >= encoder]
+    paths = {layer: f"{model.family.encoder}.{new}" for new, layer in enumerate(first)}
+    return {**paths, **{layer: model.family.layer(new) for new, layer in enumerate(rest)}}
 
 
 def shaped(
@@ -31,21 +47,63 @@ def shaped(
     the family's non-uniform type.
     """
     assert len(layers) == len(sizes) >= 1, (layers, sizes)
-    values = _with(model, {"layers": len(layers)})
-    for key in model.family.per_layer_lists:
-        if isinstance(values.get(key), list):
-            values[key] = [values[key][i] for i in layers]
-    if all(all(own[n] == sizes[0][n] for n in STRUCTURAL) for own in sizes):
-        uniform = {**values, **{model.family.sizes[n]: sizes[0][n] for n in STRUCTURAL}}
+    values = _depth(model, layers, sizes)
+    common = _common(model, sizes)
+    if common is not None and accepts(model, **common):
+        uniform = {**values, **{model.family.sizes[number]: value for number, value in common.items()}}
         found = _stock(model.family, uniform)
         if found is not None:
             return found, _class(model, found.model_type)
-    values["model_type"] = PREFIX + model.family.model_type
+    return _differing(model, values, sizes)
+
+
+def _depth(model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """The config's values with everything that is stated layer by layer kept for these layers."""
+    family = model.family
+    if any(not set(stack) & set(layers) for stack in stacks(model)):
+        raise PruneError("an encoder and a decoder must each keep a layer", where="layers")
+    encoder = sum(1 for layer in layers if layer < model.numbers.get("encoder_layers", 0))
+    values = _with(model, {"layers": len(layers) - encoder, "encoder_layers": encoder})
+    for key in family.per_layer_lists:
+        if isinstance(values.get(key), list):
+            values[key] = [values[key][i] for i in layers]
+    if len(layers) < model.numbers["layers"]:
+        for key in family.first_layers:
+            if isinstance(values.get(key), int):
+                values[key] = sum(1 for layer in layers if layer < values[key])
+    if family.dense_layers:
+        values[family.dense_layers] = [new for new, own in enumerate(sizes) if not own["experts"]]
+    return {**values, **family.settings}
+
+
+def _common(model: Model, sizes: Sequence[Mapping[str, int]]) -> dict[str, int] | None:
+    """The numbers that all layers share, or None. A layer without experts has channels instead, and the reverse."""
+    found: dict[str, int] = {}
+    for own in sizes:
+        lacks = set()
+        if "experts" in model.family.sizes:
+            lacks = {"channels"} if own["experts"] else {"experts", "expert_channels"}
+        for number in set(model.family.structural) - lacks:
+            if found.setdefault(number, own[number]) != own[number]:
+                return None
+    return None if 0 in found.values() else found
+
+
+def _differing(
+    model: Model, values: dict[str, Any], sizes: Sequence[Mapping[str, int]]
+) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
+    """The config and class of the family's form whose layers differ."""
+    family = model.family
+    if not family.differing:
+        raise PruneError(
+            f"{family.model_type} has no form whose layers differ; remove as much from every layer (scope: layer)"
+        )
+    values["model_type"] = PREFIX + family.model_type
     values["allow_global_per_layer_attribute_access"] = True
-    values["per_layer_config"] = {i: nonuniform.overrides(model.family, own) for i, own in enumerate(sizes)}
-    architecture = nonuniform.model_class(model.family.model_type, _stock_class(model.architecture))
+    values["per_layer_config"] = {i: nonuniform.overrides(family, own) for i, own in enumerate(sizes)}
+    architecture = nonuniform.model_class(family.model_type, _stock_class(model.architecture))
     values["architectures"] = [architecture.__name__]
-    return nonuniform.config_class(model.family.model_type).from_dict(values), architecture
+    return nonuniform.config_class(family.model_type).from_dict(values), architecture
 
 
 def _with(model: Model, numbers: Mapping[str, int]) -> dict[str, Any]:
@@ -55,9 +113,10 @@ def _with(model: Model, numbers: Mapping[str, int]) -> dict[str, Any]:
         values.pop(key, None)
     values["model_type"] = model.family.model_type
     values["architectures"] = [_stock_class(model.architecture).__name__]
-    # Without it, loaders divide the width by the number of heads and get it wrong.
-    values["head_dim"] = model.numbers["head_dim"]
-    values.update({model.family.sizes[number]: value for number, value in numbers.items()})
+    stated = model.family.sizes
+    if "head_dim" in stated:  # without it, loaders divide the width by the number of heads and get it wrong
+        values[stated["head_dim"]] = model.numbers["head_dim"]
+    values.update({stated[number]: value for number, value in numbers.items() if number in stated})
     return values
 
 

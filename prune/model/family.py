@@ -1,7 +1,7 @@
 """What a model family is, as data: where its layers are, which slices of parameters shrink together, what configs say.
 
-One file per family in `families/`, named after the `model_type`; the folder is the registry. See CONTRIBUTING.md for a
-worked example.
+One file per family in `families/`, named after the `model_type`; the folder is the registry. docs/adding-a-family.md has
+a worked example.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from prune.errors import PruneError, unknown
 
-Role = Literal["producer", "consumer", "follower"]
+Role = Literal["producer", "consumer", "follower", "router"]
 PREFIX = "prune_"  # of the model types whose layers differ
 
 
@@ -23,27 +23,54 @@ class Part:
     """The share of one layer parameter in a unit: a dim that is laid out as `segments`, one block of units after another.
 
     A segment names how many positions a unit has in that block: "q" (the rows of its query heads), "kv" (the rows of
-    one key or value head), "c" (one channel). Fused parameters have several: Phi-3's qkv_proj is ("q", "kv", "kv").
+    one key or value head), "qkv" (a head's query, key and value rows, side by side), "c" (one channel), "e" (one
+    expert), "x" (one channel of an expert). Fused parameters have several: Phi-3's qkv_proj is ("q", "kv", "kv").
     """
 
     tensor: str  # name within the layer, e.g. "self_attn.q_proj.weight"
     dim: int
     segments: tuple[str, ...]
     role: Role
-    optional: bool = False  # a bias that the checkpoint may lack
+    optional: bool = False  # a bias that the checkpoint may lack, or a module that only some layers have
+    stacked: bool = False  # dim 0 stacks the experts, and each has units of its own
+    norm_of: str = ""  # for a norm that runs over the cut dim: the linear within the layer whose outputs it norms
 
 
-def rows(module: str, *segments: str, transposed: bool = False) -> tuple[Part, ...]:
+def rows(module: str, *segments: str, transposed: bool = False, optional: bool = False) -> tuple[Part, ...]:
     """The outputs of a linear: its weight's rows (columns for a transposed Conv1D) and its bias, if it has one."""
     return (
-        Part(f"{module}.weight", 1 if transposed else 0, segments, "producer"),
+        Part(f"{module}.weight", 1 if transposed else 0, segments, "producer", optional),
         Part(f"{module}.bias", 0, segments, "producer", optional=True),
     )
 
 
-def cols(module: str, *segments: str, transposed: bool = False) -> tuple[Part, ...]:
+def cols(module: str, *segments: str, transposed: bool = False, optional: bool = False) -> tuple[Part, ...]:
     """The inputs of a linear: its weight's columns (rows for a transposed Conv1D)."""
-    return (Part(f"{module}.weight", 0 if transposed else 1, segments, "consumer"),)
+    return (Part(f"{module}.weight", 0 if transposed else 1, segments, "consumer", optional),)
+
+
+def norm(module: str, segment: str, linear: str) -> tuple[Part, ...]:
+    """A norm over all heads at once: sliced, and rescaled because its mean runs over fewer of `linear`'s outputs."""
+    return (Part(f"{module}.weight", 0, (segment,), "follower", norm_of=linear),)
+
+
+def experts(module: str, router: str) -> dict[str, tuple[Part, ...]]:
+    """The kinds of a mixture: whole experts with their rows of the router, and the channels inside each expert.
+
+    `module` holds the stacked parameters: gate_up_proj (experts, 2 x inner, width) and down_proj (experts, width, inner).
+    """
+    gate_up, down = f"{module}.gate_up_proj", f"{module}.down_proj"
+    return {
+        "experts": (
+            Part(f"{router}.weight", 0, ("e",), "router", optional=True),
+            Part(gate_up, 0, ("e",), "follower", optional=True),
+            Part(down, 0, ("e",), "follower", optional=True),
+        ),
+        "channels": (
+            Part(gate_up, 1, ("x", "x"), "producer", optional=True, stacked=True),
+            Part(down, 2, ("x",), "consumer", optional=True, stacked=True),
+        ),
+    }
 
 
 @dataclass(frozen=True)
@@ -57,20 +84,51 @@ class Alias:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """How checkpoints name what the module names otherwise."""
+
+    renames: tuple[tuple[str, str], ...] = ()  # (fragment on disk, fragment in the module), applied in this order
+    # module tensor within a layer -> its experts' tensors on disk, "{}" being the expert, laid out row after row
+    merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()  # patterns of leftovers that published checkpoints carry and no class of ours reads
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family. Everything else in the package knows kinds of groups and nothing about families."""
 
     model_type: str
     classes: tuple[str, ...]  # stock classes it serves
     layers: str  # path of the list of layers, e.g. "model.layers"
-    parts: Mapping[str, tuple[Part, ...]]  # kind -> what shrinks together; "query_heads" takes the "q" blocks of "heads"
-    sizes: Mapping[str, str]  # number ("heads", "kv_heads", "channels", "layers", "width") -> config key
+    parts: Mapping[
+        str, tuple[Part, ...]
+    ]  # kind -> what shrinks together; "query_heads" takes the "q" blocks of "heads"
+    sizes: Mapping[str, str]  # number ("heads", "kv_heads", "channels", "layers", "width" ...) -> config key
+    encoder: str = ""  # path of a list of layers that comes before `layers`; counted by the number "encoder_layers"
     per_layer_lists: tuple[str, ...] = ("layer_types",)  # config lists with one entry a layer
+    first_layers: tuple[str, ...] = ("max_window_layers",)  # config counts of layers from the first on
+    dense_layers: str = ""  # config list of the layers that have an MLP in place of experts
+    settings: Mapping[str, Any] = field(default_factory=dict)  # config values that hold for every cut
+    fixed: Mapping[str, str] = field(default_factory=dict)  # numbers that no stock config states -> why
+    refused: Mapping[str, str] = field(default_factory=dict)  # kinds that cannot be cut at all -> why
+    numbered: tuple[str, ...] = ()  # config switches that tie a layer to its number, so that none may be dropped
     attributes: Mapping[str, str] = field(default_factory=dict)  # module attribute in a layer -> number it holds
+    leading: tuple[str, ...] = ()  # tensors that only a stack's first layer has; they move to whichever comes first
+    carries: Mapping[str, int] = field(default_factory=dict)  # layer argument -> place in the previous layer's outputs
+    returns: int = 0  # how many values a layer returns in a tuple; 0 for a plain tensor
+    attention: str = "sdpa"  # how it is computed: what transformers itself picks
+    differing: bool = True  # whether there is a form whose layers differ
     alias: Alias | None = None
+    stored: Stored = Stored()
 
     def layer(self, index: int) -> str:
+        """The path of a layer of `layers`; `Model.layer` knows about encoders too."""
         return f"{self.layers}.{index}"
+
+    @property
+    def structural(self) -> tuple[str, ...]:
+        """The numbers that may differ between layers."""
+        return tuple(n for n in ("heads", "kv_heads", "channels", "experts", "expert_channels") if n in self.sizes)
 
 
 def names() -> list[str]:
@@ -92,28 +150,34 @@ def of(model_type: str) -> Family:
 
 
 def numbers(family: Family, config: Any) -> dict[str, int]:
-    """The counts a config states: heads, kv_heads, channels, layers, width, head_dim.
+    """The counts a config states: heads, kv_heads, channels, layers, width, head_dim and, for mixtures, experts.
 
-    `head_dim` is what the config says, else width / heads, as the stock models read it.
+    `head_dim` is what the config says, else width / heads, as the stock models read it; channels are 4 x width where
+    the config leaves them out. `layers` counts those of an encoder too.
     """
     found = {number: getattr(config, key, None) for number, key in family.sizes.items()}
-    if found.get("kv_heads") is None:
-        found["kv_heads"] = found["heads"]
-    found["head_dim"] = getattr(config, "head_dim", None) or found["width"] // found["heads"]
-    return found
+    width, heads = found["width"], found["heads"]
+    given = {number: int(value) for number, value in found.items() if value is not None}
+    defaults = {"kv_heads": heads, "channels": 4 * width, "head_dim": width // max(heads, 1)}
+    return {**defaults, **given, "layers": given["layers"] + given.get("encoder_layers", 0)}
 
 
 def blocks(kind: str, sizes: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     """How many units a layer has of a kind, and how many positions a unit has in each segment.
 
-    `query_heads` has no "kv" positions: those blocks stay whole.
+    `query_heads` has no "kv" positions: those blocks stay whole. In a layer of experts a channel is one of one expert.
     """
+    head_dim = sizes["head_dim"]
     if kind == "heads":
-        group = sizes["heads"] // sizes["kv_heads"]
-        return sizes["kv_heads"], {"q": group * sizes["head_dim"], "kv": sizes["head_dim"]}
+        group = sizes["heads"] // max(sizes["kv_heads"], 1)
+        return sizes["kv_heads"], {"q": group * head_dim, "kv": head_dim, "qkv": 3 * head_dim}
     if kind == "query_heads":
-        return sizes["heads"], {"q": sizes["head_dim"]}
+        return sizes["heads"], {"q": head_dim}
+    if kind == "experts":
+        return sizes["experts"], {"e": 1}
     assert kind == "channels", kind
+    if sizes["experts"]:
+        return sizes["experts"] * sizes["expert_channels"], {"x": 1}
     return sizes["channels"], {"c": 1}
 
 
@@ -122,7 +186,8 @@ def extents(sizes: Mapping[str, int]) -> dict[str, int]:
     return {
         "q": sizes["heads"] * sizes["head_dim"],
         "kv": sizes["kv_heads"] * sizes["head_dim"],
+        "qkv": 3 * sizes["heads"] * sizes["head_dim"],
         "c": sizes["channels"],
+        "e": sizes.get("experts", 0),
+        "x": sizes.get("expert_channels", 0),
     }
-
-

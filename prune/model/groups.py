@@ -14,23 +14,30 @@ from prune.errors import PruneError, unknown
 from prune.model.family import Part, Role, blocks, extents
 from prune.model.model import Model
 
-Kind = Literal["heads", "query_heads", "channels", "layers"]
+Kind = Literal["heads", "query_heads", "channels", "experts", "layers"]
 KINDS: dict[Kind, str] = {
     "heads": "key-value heads, each with its query heads",
     "query_heads": "query heads, equally many from every key-value head",
-    "channels": "intermediate channels of the MLP",
-    "layers": "whole decoder layers",
+    "channels": "intermediate channels of the MLP, or of each expert",
+    "experts": "experts, each with its row of the router",
+    "layers": "whole layers",
 }
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The positions of every unit along one dim of one parameter."""
+    """The positions of every unit along one dim of one parameter.
+
+    `stacked` says that dim 0 stacks experts with units of their own: positions then count through `dim` of the first
+    expert, on through that of the second, and so forth. `norm_of` names the weight whose outputs a norm runs over.
+    """
 
     name: str
     dim: int
     index: Tensor  # int64 (units, k)
     role: Role
+    stacked: bool = False
+    norm_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Group:
     """Units that may be removed one by one, e.g. "layers.3.heads".
 
     `partitions` lose units equally. `whole` names each unit's tensors when a unit is not a slice but whole tensors
-    (a layer). `layer` is None for a group that spans the model.
+    (a layer). `layer` is None for a group that spans the model. At least `minimum` units must stay.
     """
 
     name: str
@@ -48,6 +55,7 @@ class Group:
     slices: tuple[Slice, ...] = ()
     whole: tuple[tuple[str, ...], ...] = ()
     partitions: tuple[tuple[int, ...], ...] = ()
+    minimum: int = 1
 
     @property
     def consumers(self) -> tuple[Slice, ...]:
@@ -55,19 +63,43 @@ class Group:
         return tuple(s for s in self.slices if s.role == "consumer")
 
 
+def kinds(model: Model) -> list[str]:
+    """The kinds of group that a model has."""
+    return [kind for kind in KINDS if _offered(model, kind)]
+
+
+def _offered(model: Model, kind: str) -> bool:
+    if kind == "layers":
+        return not any(getattr(model.config, switch, False) for switch in model.family.numbered)
+    if kind == "query_heads" and model.numbers["heads"] == model.numbers["kv_heads"]:
+        return False  # each is a head of its own
+    return _holder(kind) in model.family.parts
+
+
 def groups(model: Model, what: str | Sequence[str]) -> list[Group]:
     """The groups of one or several kinds, layer by layer.
 
-    Raises PruneError for a kind that does not exist or that the model's family lacks.
+    Raises PruneError for a kind that does not exist or that the model lacks.
     """
     found = []
     for kind in [what] if isinstance(what, str) else list(what):
         if kind not in KINDS:
             raise unknown("kind of group", kind, KINDS)
-        if kind != "layers" and _holder(kind) not in model.family.parts:
-            raise unknown("kind of group", kind, ["layers", *model.family.parts])
+        if not _offered(model, kind):
+            raise _refusal(model, kind)
         found.append(_layers(model) if kind == "layers" else _in_layers(model, kind))
     return [group for kind in found for group in kind]
+
+
+def _refusal(model: Model, kind: str) -> PruneError:
+    name = model.family.model_type
+    if kind in model.family.refused:
+        return PruneError(f"{name} has no {kind} to remove: {model.family.refused[kind]}")
+    if kind == "layers":
+        return PruneError(f"no layer may be dropped: {', '.join(model.family.numbered)} ties each to its number")
+    if kind == "query_heads" and "heads" in model.family.parts:
+        return PruneError("every key-value head has one query head; remove heads instead")
+    return unknown(f"kind of group of family {name}", kind, kinds(model))
 
 
 def _holder(kind: str) -> str:
@@ -76,16 +108,22 @@ def _holder(kind: str) -> str:
 
 
 def _layers(model: Model) -> list[Group]:
-    count = model.numbers["layers"]
+    count, encoder = model.numbers["layers"], model.numbers.get("encoder_layers", 0)
     whole = tuple(tuple(model.names(layer)) for layer in range(count))
-    return [Group("layers", "layers", None, count, whole=whole, partitions=(tuple(range(count)),))]
+    return [
+        Group(
+            "layers", "layers", None, count, whole=whole, partitions=(tuple(range(count)),), minimum=2 if encoder else 1
+        )
+    ]
 
 
 def _in_layers(model: Model, kind: str) -> list[Group]:
-    return [
-        layer_group(model.family.parts[_holder(kind)], kind, model.family.layer(i), i, model.sizes(i), model.tensors.info)
+    parts, present = model.family.parts[_holder(kind)], model.tensors.info
+    found = [
+        layer_group(parts, kind, model.layer(i), i, model.sizes(i), present, routed=model.numbers.get("routed", 1))
         for i in range(model.numbers["layers"])
     ]
+    return [group for group in found if group.units]  # a layer of a mixture may have no experts
 
 
 def layer_group(
@@ -95,8 +133,13 @@ def layer_group(
     layer: int,
     sizes: Mapping[str, int],
     present: Iterable[str],
+    *,
+    routed: int = 1,
 ) -> Group:
-    """One layer's group of a kind: the parts, laid out for the layer's `sizes` and named after `prefix`."""
+    """One layer's group of a kind: the parts, laid out for the layer's `sizes` and named after `prefix`.
+
+    `routed` is how many experts each token goes to.
+    """
     names = set(present)
     count, per_unit = blocks(kind, sizes)
     slices = []
@@ -104,28 +147,59 @@ def layer_group(
         name = f"{prefix}.{part.tensor}"
         if name not in names and part.optional:
             continue
-        index = _index(part.segments, count, tuple(per_unit.items()), tuple(extents(sizes).items()))
+        stack = sizes["experts"] if part.stacked else 1
+        index = _index(part.segments, count // stack, stack, tuple(per_unit.items()), tuple(extents(sizes).items()))
         if index.shape[1]:
-            slices.append(Slice(name, part.dim, index, part.role))
-    partitions: tuple[tuple[int, ...], ...] = (tuple(range(count)),)
+            norm_of = f"{prefix}.{part.norm_of}" if part.norm_of else ""
+            slices.append(Slice(name, part.dim, index, part.role, part.stacked, norm_of))
+    minimum = routed if kind == "experts" else 1
+    return Group(
+        f"layers.{layer}.{kind}",
+        kind,
+        layer,
+        count,
+        tuple(slices),
+        partitions=_parts(kind, count, sizes),
+        minimum=minimum,
+    )
+
+
+def _parts(kind: str, units: int, sizes: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:
+    """What loses units equally: the query heads of each key-value head, the channels of each expert."""
+    count = 1
     if kind == "query_heads":
-        group = sizes["heads"] // sizes["kv_heads"]
-        partitions = tuple(tuple(range(g * group, (g + 1) * group)) for g in range(sizes["kv_heads"]))
-    return Group(f"layers.{layer}.{kind}", kind, layer, count, tuple(slices), partitions=partitions)
+        count = sizes["kv_heads"]
+    elif kind == "channels" and sizes["experts"]:
+        count = sizes["experts"]
+    each = units // max(count, 1)
+    return tuple(tuple(range(i * each, (i + 1) * each)) for i in range(count))
 
 
 @lru_cache(maxsize=256)
 def _index(
-    segments: tuple[str, ...], units: int, per_unit: tuple[tuple[str, int], ...], extent: tuple[tuple[str, int], ...]
+    segments: tuple[str, ...],
+    units: int,
+    stack: int,
+    per_unit: tuple[tuple[str, int], ...],
+    extent: tuple[tuple[str, int], ...],
 ) -> Tensor:
-    """Positions of every unit over consecutive segments: (units, k). Shared between layers of equal sizes."""
+    """Positions of every unit over consecutive segments: (stack x units, k). Shared between layers of equal sizes."""
     step, length = dict(per_unit), dict(extent)
     columns, offset = [], 0
     for segment in segments:
         width = step.get(segment, 0)
         columns.append(offset + torch.arange(units * width).reshape(units, width))
         offset += length[segment]
-    return torch.cat(columns, dim=1)
+    one = torch.cat(columns, dim=1)
+    return torch.cat([one + expert * offset for expert in range(stack)])
+
+
+def along(piece: Slice, tensor: Tensor) -> Tensor:
+    """The sum of a tensor over everything but the positions that a slice counts: float32 (positions,) on the CPU."""
+    kept = (0, piece.dim) if piece.stacked else (piece.dim,)
+    others = [dim for dim in range(tensor.ndim) if dim not in kept]
+    tensor = tensor.float()
+    return (tensor.sum(others) if others else tensor).reshape(-1).cpu()
 
 
 def by_name(found: Iterable[Group], names: Iterable[str]) -> dict[str, Group]:

@@ -44,13 +44,18 @@ class Model:
         """What the config states: layers, width, heads, kv_heads, head_dim, channels (of the widest layers)."""
         return families.numbers(self.family, self.config)
 
+    def layer(self, index: int) -> str:
+        """The path of a layer, counted through an encoder and on through the decoder."""
+        encoder = self.numbers.get("encoder_layers", 0)
+        return f"{self.family.encoder}.{index}" if index < encoder else self.family.layer(index - encoder)
+
     def sizes(self, layer: int) -> dict[str, int]:
-        """heads, kv_heads, channels and head_dim of one layer, read from its tensors' shapes."""
+        """heads, kv_heads, channels, experts, expert_channels and head_dim of one layer, from its tensors' shapes."""
         head_dim = self.numbers["head_dim"]
-        found = {"q": 0, "kv": 0, "c": 0}
+        found = dict.fromkeys(("q", "kv", "qkv", "c", "e", "x"), 0)
         parts = [part for kind in self.family.parts.values() for part in kind]
         for part in sorted(parts, key=lambda part: len(set(part.segments))):  # plain blocks first, then fused ones
-            info = self.tensors.info.get(f"{self.family.layer(layer)}.{part.tensor}")
+            info = self.tensors.info.get(f"{self.layer(layer)}.{part.tensor}")
             unknown = {segment for segment in part.segments if not found[segment]}
             if info is None or len(unknown) != 1:
                 continue
@@ -59,14 +64,16 @@ class Model:
             found[segment] = (info.shape[part.dim] - known) // part.segments.count(segment)
         return {
             "heads": found["q"] // head_dim,
-            "kv_heads": found["kv"] // head_dim,
+            "kv_heads": (found["q"] if found["qkv"] else found["kv"]) // head_dim,
             "channels": found["c"],
+            "experts": found["e"],
+            "expert_channels": found["x"],
             "head_dim": head_dim,
         }
 
     def names(self, layer: int) -> list[str]:
         """The tensors of one layer."""
-        prefix = self.family.layer(layer) + "."
+        prefix = self.layer(layer) + "."
         return [name for name in self.tensors.info if name.startswith(prefix)]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 from prune.model import family as families
 from prune.model.family import PREFIX, Family, extents
@@ -48,18 +49,18 @@ def model_class(family_name: str, stock: type[PreTrainedModel]) -> type[PreTrain
 
 
 def layer_sizes(family: Family, config: PreTrainedConfig) -> list[dict[str, int]]:
-    """Every layer's heads, kv_heads, channels and head_dim as the config states them."""
+    """Every layer's heads, kv_heads, channels, experts and head_dim as the config states them."""
     config.allow_global_per_layer_attribute_access = True
     head_dim = families.numbers(family, config)["head_dim"]
     return [
-        {**families.numbers(family, layer), "head_dim": head_dim}
+        {"experts": 0, "expert_channels": 0, **families.numbers(family, layer), "head_dim": head_dim}
         for layer in config.per_layer_config  # resolved: overrides over the common values
     ]
 
 
 def overrides(family: Family, sizes: Mapping[str, int]) -> dict[str, int]:
     """One layer's entry in `per_layer_config`."""
-    return {family.sizes[number]: sizes[number] for number in ("heads", "kv_heads", "channels") if number in family.sizes}
+    return {family.sizes[number]: sizes[number] for number in family.structural}
 
 
 def narrow(model: nn.Module, family: Family, sizes: list[dict[str, int]]) -> None:
@@ -70,7 +71,8 @@ def narrow(model: nn.Module, family: Family, sizes: list[dict[str, int]]) -> Non
     for layer, own in zip(layers, sizes, strict=True):
         for part in (part for kind in family.parts.values() for part in kind):
             length = sum(extents(own)[segment] for segment in part.segments)
-            _shrink(layer, part.tensor, part.dim, length)
+            if length or "experts" not in family.sizes:  # a layer without experts has none of their parameters
+                _shrink(layer, part.tensor, part.dim, length)
         set_attributes(layer, family, own)
 
 
@@ -80,20 +82,31 @@ def _has(model: nn.Module, path: str) -> bool:
 
 def _shrink(layer: nn.Module, tensor: str, dim: int, length: int) -> None:
     path, leaf = tensor.rsplit(".", 1)
-    module = layer.get_submodule(path)
+    module = layer.get_submodule(path) if _there(layer, path) else None
     parameter = getattr(module, leaf, None)
-    if parameter is None or parameter.shape[dim] == length:
+    if module is None or parameter is None or parameter.shape[dim] == length:
         return
     assert parameter.shape[dim] > length, (tensor, tuple(parameter.shape), length)
     data = parameter.data.narrow(dim, 0, length).clone()
     setattr(module, leaf, nn.Parameter(data, requires_grad=parameter.requires_grad))
     if isinstance(module, nn.Linear) and leaf == "weight":
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, Conv1D) and leaf == "weight":
+        module.nx, module.nf = module.weight.shape
+
+
+def _there(layer: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in layer.named_modules())
 
 
 def set_attributes(layer: nn.Module, family: Family, sizes: Mapping[str, int]) -> None:
     """Tell a layer's modules the numbers they keep beside their weights, such as query heads per key-value head."""
-    known = {**sizes, "groups": sizes["heads"] // max(sizes["kv_heads"], 1)}
+    known = {
+        **sizes,
+        **extents(sizes),
+        "groups": sizes["heads"] // max(sizes["kv_heads"], 1),
+    }
     for path, number in family.attributes.items():
         module, _, name = path.rpartition(".")
-        setattr(layer.get_submodule(module), name, known[number])
+        if _there(layer, module):
+            setattr(layer.get_submodule(module), name, known[number])

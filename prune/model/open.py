@@ -19,7 +19,16 @@ from prune.model.model import Model
 from prune.model.tensors import in_memory
 
 CARRIED = ("generation_config.json", "preprocessor_config.json")
-TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece", "sentencepiece", "chat_template")
+TOKENIZER = (
+    "tokenizer",
+    "special_tokens_map",
+    "added_tokens",
+    "vocab",
+    "merges",
+    "spiece",
+    "sentencepiece",
+    "chat_template",
+)
 
 
 def open(source: str | Path | PreTrainedModel, *, revision: str | None = None, headers: bool = False) -> Model:

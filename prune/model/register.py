@@ -4,28 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 from prune.model import family as families
 from prune.model.nonuniform import config_class, model_class
 
-AUTO = {"ForCausalLM": AutoModelForCausalLM, "Model": AutoModel}
+AUTO = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForPreTraining",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForMultipleChoice",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForImageClassification",
+)
 
 
 def register() -> None:
     """Register every family's non-uniform config, classes and tokenizer; doing it twice changes nothing."""
     for name in families.names():
+        if not families.of(name).differing:
+            continue
         stock, own = CONFIG_MAPPING[name], config_class(name)
         AutoConfig.register(own.model_type, own, exist_ok=True)
         if stock in TOKENIZER_MAPPING:
             slow, fast = _pair(TOKENIZER_MAPPING[stock])
             AutoTokenizer.register(own, slow_tokenizer_class=slow, fast_tokenizer_class=fast, exist_ok=True)
-        for suffix, auto in AUTO.items():
+        for auto in (getattr(transformers, auto) for auto in AUTO):
             for architecture in _classes(auto, stock):
-                if architecture.__name__.endswith(suffix):
-                    auto.register(own, model_class(name, architecture), exist_ok=True)
+                auto.register(own, model_class(name, architecture), exist_ok=True)
 
 
 def _pair(found: Any) -> tuple[Any, Any]:

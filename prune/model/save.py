@@ -79,4 +79,3 @@ def load(
 
         root.generation_config = GenerationConfig.from_pretrained(str(model.files["generation_config.json"].parent))
     return root.requires_grad_(True)
-

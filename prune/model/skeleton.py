@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,16 +12,15 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from prune.errors import PruneError
+from prune.model import layout
 from prune.model.model import Model
-from prune.model.tensors import Tensors
-
-ATTENTION = "sdpa"  # stated, never taken from a foreign config: it may name code to fetch
+from prune.model.tensors import Info, Tensors
 
 
 def skeleton(model: Model) -> PreTrainedModel:
     """The model's module on the meta device, in evaluation mode: shapes and code, no weights."""
     config = copy.deepcopy(model.config)
-    config._attn_implementation = ATTENTION
+    config._attn_implementation = model.family.attention  # never a foreign config's: it may name code to fetch
     with torch.device("meta"), no_init_weights():
         module = model.architecture(config)
     return module.eval()
@@ -84,7 +84,9 @@ def check(model: Model) -> Tensors:
     root = skeleton(model)
     ties = tied(root)
     wanted = {name: tuple(tensor.shape) for name, tensor in root.state_dict().items()}
-    info = {name: found for name, found in model.tensors.info.items() if not _ignored(root, name, wanted)}
+    tensors = layout.as_module(model.tensors, model.family, wanted, root.base_model_prefix)
+    model = replace(model, tensors=tensors)
+    info = {name: found for name, found in tensors.info.items() if not _ignored(model, root, name, wanted)}
     missing = [name for name in wanted if name not in info and name not in ties]
     extra = [name for name in info if name not in wanted]
     for state, names in (("lacks", missing), ("has an unexpected", extra)):
@@ -100,20 +102,24 @@ def check(model: Model) -> Tensors:
                 f" {list(wanted[name])}",
                 where=model.source,
             )
-    _check_dtypes(model, root)
+    _check_dtypes(model, root, info)
     doubled = [name for name in info if name in ties and ties[name] in info]
     _check_doubled(model, doubled, ties)
     return Tensors({name: found for name, found in info.items() if name not in doubled}, model.tensors.read)
 
 
-def _ignored(root: PreTrainedModel, name: str, wanted: dict[str, tuple[int, ...]]) -> bool:
+def _ignored(model: Model, root: PreTrainedModel, name: str, wanted: dict[str, tuple[int, ...]]) -> bool:
     """Leftovers that the class itself says to ignore, and rotary tables that old checkpoints stored."""
-    patterns = [*(root._keys_to_ignore_on_load_unexpected or []), r"rotary_emb\.inv_freq$"]
+    patterns = [
+        *(root._keys_to_ignore_on_load_unexpected or []),
+        r"rotary_emb\.inv_freq$",
+        *model.family.stored.ignored,
+    ]
     return name not in wanted and any(re.search(pattern, name) for pattern in patterns)
 
 
-def _check_dtypes(model: Model, root: PreTrainedModel) -> None:
-    floats = {name: i.dtype for name, i in model.tensors.info.items() if i.dtype.is_floating_point}
+def _check_dtypes(model: Model, root: PreTrainedModel, info: dict[str, Info]) -> None:
+    floats = {name: i.dtype for name, i in info.items() if i.dtype.is_floating_point}
     common = getattr(model.config, "dtype", None) or next(iter(floats.values()), torch.float32)
     common = getattr(torch, common) if isinstance(common, str) else common
     keep = tuple(root._keep_in_fp32_modules or ()) + tuple(root._keep_in_fp32_modules_strict or ())

@@ -49,19 +49,30 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Edit:
-    """How one tensor of a cut follows from one of the original: positions kept along some dims, then a factor."""
+    """How one tensor of a cut follows from one of the original: positions kept along some dims, then a factor.
+
+    Positions are int64 (kept,), or (n, kept) when each of the n entries along dim 0 keeps its own. A factor that has
+    to be measured on other tensors is a function, called when the tensor is read.
+    """
 
     source: str
-    keep: Mapping[int, Tensor]  # dim -> int64 positions (kept,)
-    scale: float = 1.0
+    keep: Mapping[int, Tensor]  # dim -> positions
+    scale: float | Callable[[], float] = 1.0
 
     def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(len(self.keep[dim]) if dim in self.keep else size for dim, size in enumerate(before))
+        return tuple(self.keep[dim].shape[-1] if dim in self.keep else size for dim, size in enumerate(before))
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        for dim, positions in self.keep.items():
-            tensor = tensor.index_select(dim, positions.to(tensor.device))
-        return tensor if self.scale == 1.0 else (tensor.float() * self.scale).to(tensor.dtype)
+        for dim, positions in sorted(self.keep.items(), reverse=True):  # entries of dim 0 go last: others refer to them
+            positions = positions.to(tensor.device)
+            tensor = tensor.index_select(dim, positions) if positions.ndim == 1 else _each(tensor, dim, positions)
+        scale = self.scale() if callable(self.scale) else self.scale
+        return tensor if scale == 1.0 else (tensor.float() * scale).to(tensor.dtype)
+
+
+def _each(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """Each entry of dim 0 with positions of its own along `dim`."""
+    return torch.stack([own.index_select(dim - 1, kept) for own, kept in zip(tensor, positions, strict=True)])
 
 
 def edited(tensors: Tensors, edits: Mapping[str, Edit]) -> Tensors:

@@ -7,6 +7,7 @@ given is kept.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,12 +19,22 @@ from transformers import PreTrainedModel
 
 from prune.errors import PruneError
 from prune.model import skeleton
+from prune.model.family import Family
 from prune.model.model import Model
 from prune.progress import Progress
 
 Batch = dict[str, Tensor]
 Given = list[dict[str, Any]]  # the keyword arguments of each layer, for one batch
-INPUTS = ("input_ids", "attention_mask")
+Carried = dict[str, Any]  # what a layer hands on to all that follow, for one batch
+Place = tuple[torch.device, torch.dtype | None]  # where and in what to compute
+INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "pixel_values",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+)
 
 
 @dataclass
@@ -41,6 +52,7 @@ class Visit:
     batches: Sequence[Batch]
     call: Callable[[int, Tensor], Tensor]
     outputs: list[Tensor] = field(default_factory=list)
+    padding: str = "attention_mask"  # the batch's mask for the positions of these hidden states
 
     def forward(self, batch: int) -> Tensor:
         return self.call(batch, self.inputs[batch])
@@ -53,7 +65,7 @@ class Visit:
 
     def mask(self, batch: int) -> Tensor | None:
         """Which positions of a batch are text: bool (batch, length), or None when all are."""
-        found = self.batches[batch].get("attention_mask")
+        found = self.batches[batch].get(self.padding)
         return None if found is None or bool(found.all()) else found.bool()
 
 
@@ -68,43 +80,71 @@ def walk(
 ) -> Iterator[Visit]:
     """Visit the layers in order, with what enters each; with `head`, a last visit turns hidden states into logits.
 
-    `dtype` is what is computed in (None: as stored). One layer's weights are in memory at a time, and the hidden
-    states of all batches at one depth. Raises PruneError naming the layer when what leaves it is not finite.
+    Batches are mappings of `INPUTS`, whichever the model takes. `dtype` is what is computed in (None: as stored). One
+    layer's weights are in memory at a time, and the hidden states of all batches at one depth. An encoder's layers
+    come before the decoder's. Raises PruneError naming the layer when what leaves it is not finite.
     """
-    device = torch.device(device)
+    place = (torch.device(device), dtype)
     root = skeleton.skeleton(model)
-    layers = root.get_submodule(model.family.layers)
-    assert isinstance(layers, nn.ModuleList), model.family.layers
-    batches = [{key: batch[key].to(device) for key in INPUTS if key in batch} for batch in batches]
-    with torch.no_grad():
-        hidden, given = _enter(model, root, layers, batches, device, dtype)
-    with progress.track("layers", len(layers)) if progress else nullcontext(_still) as advance:
-        for index, layer in enumerate(layers):
-            skeleton.fill(root, model.family.layer(index), model.tensors, device, dtype)
-            visit = Visit(index, layer, hidden, batches, _through(layer, index, given))
-            yield visit
-            hidden = visit.run()
-            _refuse_nonfinite(hidden, model.family.layer(index))
-            skeleton.drop(layer)
-            advance()
+    batches = [{key: batch[key].to(place[0]) for key in INPUTS if key in batch} for batch in batches]
+    encoder = model.numbers.get("encoder_layers", 0)
+    count = model.numbers["layers"]
+    encoded: list[Tensor] = []
+    with progress.track("layers", count) if progress else nullcontext(_still) as advance:
+        for stack in (range(encoder), range(encoder, count)):
+            if not stack:
+                continue
+            layers = root.get_submodule(model.layer(stack[0]).rpartition(".")[0])
+            assert isinstance(layers, nn.ModuleList) and len(layers) == len(stack), (stack, layers)
+            hidden, given = _enter(model, root, layers, batches, place, encoded)
+            padding = "decoder_attention_mask" if encoder and stack[0] == encoder else "attention_mask"
+            for index, layer in zip(stack, layers, strict=True):
+                skeleton.fill(root, model.layer(index), model.tensors, *place)
+                carried: list[Carried] = [{} for _ in batches]
+                call = _through(layer, index - stack[0], given, carried, model.family)
+                visit = Visit(index, layer, hidden, batches, call, padding=padding)
+                yield visit
+                hidden = visit.run()
+                if model.family.carries:
+                    _hand_on(visit, carried, given)
+                _refuse_nonfinite(hidden, model.layer(index))
+                skeleton.drop(layer)
+                advance()
+            if stack[-1] < encoder:
+                encoded = _encoded(model, root, layers, batches, hidden, place)
     if head:
-        finish = torch.no_grad()(lambda b, state: _finish(root, layers, batches[b], state))
-        with _outer(model, root, device, dtype):
-            yield Visit(len(layers), root, hidden, batches, finish)
+        finish = torch.no_grad()(
+            lambda b, state: _finish(model, root, layers, batches[b], state, encoded[b] if encoded else None)
+        )
+        with _outer(model, root, *place):
+            yield Visit(count, root, hidden, batches, finish, padding=padding)
 
 
 def _still(count: int = 1) -> None:
     """The advance of a walk that nobody watches."""
 
 
-def _through(layer: nn.Module, index: int, given: list[Given]) -> Callable[[int, Tensor], Tensor]:
+def _through(
+    layer: nn.Module, place: int, given: list[Given], carried: list[Carried], family: Family
+) -> Callable[[int, Tensor], Tensor]:
     """The function that sends a hidden state of a batch through a layer."""
 
     def call(batch: int, state: Tensor) -> Tensor:
         with torch.no_grad():
-            return _state(layer(state, **given[batch][index]))
+            output = layer(state, **given[batch][place])
+        carried[batch].update({name: output[position] for name, position in family.carries.items()})
+        return output if isinstance(output, Tensor) else output[0]
 
     return call
+
+
+def _hand_on(visit: Visit, carried: list[Carried], given: list[Given]) -> None:
+    """What a layer computes for all that follow (T5's position bias) goes on to them, even if the layer is left out."""
+    for batch, values in enumerate(carried):
+        if not values:
+            visit.forward(batch)
+        for arguments in given[batch]:
+            arguments.update(values)
 
 
 def logits(model: Model, batches: Sequence[Batch], **options: Any) -> Iterator[Tensor]:
@@ -120,41 +160,88 @@ def _enter(
     root: PreTrainedModel,
     layers: nn.ModuleList,
     batches: Sequence[Batch],
-    device: torch.device,
-    dtype: torch.dtype | None,
+    place: Place,
+    encoded: list[Tensor],
 ) -> tuple[list[Tensor], list[Given]]:
     """What enters the first layer, and what else every layer is given, for each batch."""
     hidden, given = [], []
-    with _outer(model, root, device, dtype):
-        for batch in batches:
+    with _outer(model, root, *place):
+        for number, batch in enumerate(batches):
             seen: list[Tensor] = []
             keywords: Given = []
-
-            def note(state: Tensor, *, seen: list = seen, keywords: list = keywords, **given: Any) -> Tensor:  # type: ignore[type-arg]
-                seen.append(state)
-                keywords.append(given)
-                return state
-
-            with _aside(layers, note):
-                root.base_model(**batch, use_cache=False)
+            with _aside(layers, model.family, _noting(layers[0], seen, keywords)):
+                _forward(model, root.base_model, batch, encoded[number] if encoded else None)
             hidden.append(seen[0])
             given.append(keywords)
     return hidden, given
 
 
-def _finish(root: PreTrainedModel, layers: nn.ModuleList, batch: Batch, state: Tensor) -> Tensor:
-    """The model's outputs for hidden states that left the last layer."""
-    inputs = {key: value for key, value in batch.items() if key != "input_ids"}
-    with _aside(layers, lambda _state, **_: state):
-        found: Tensor = root(inputs_embeds=state, **inputs, use_cache=False).logits
+def _noting(layer: nn.Module, seen: list[Tensor], keywords: Given) -> Callable[..., Tensor]:
+    """What a layer does in place of its work: note all that it is given, by name."""
+    signature = inspect.signature(type(layer).forward)
+
+    def note(state: Tensor, *args: Any, **named: Any) -> Tensor:
+        bound = signature.bind(layer, state, *args, **named).arguments
+        extra = bound.pop(next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""), {})
+        seen.append(state)
+        keywords.append({**dict(list(bound.items())[2:]), **extra})
+        return state
+
+    return note
+
+
+def _forward(model: Model, module: PreTrainedModel, batch: Batch, encoded: Tensor | None) -> Any:
+    """A forward pass of the whole or of its base model, with an encoder's result where there is one."""
+    takes = inspect.signature(type(module).forward).parameters
+    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key in takes}
+    if encoded is not None:
+        inputs["encoder_outputs"] = (encoded,)
+        if "decoder_input_ids" not in inputs:
+            raise PruneError("an encoder-decoder needs batches with decoder_input_ids")
+    elif model.family.encoder:  # the encoder comes first, alone
+        module = module.get_encoder()
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+    if "use_cache" in inspect.signature(type(module).forward).parameters:
+        inputs["use_cache"] = False
+    return module(**inputs)
+
+
+def _encoded(
+    model: Model,
+    root: PreTrainedModel,
+    layers: nn.ModuleList,
+    batches: Sequence[Batch],
+    hidden: list[Tensor],
+    place: Place,
+) -> list[Tensor]:
+    """What an encoder hands to the decoder, for each batch."""
+    found = []
+    with torch.no_grad(), _outer(model, root, *place):
+        for batch, state in zip(batches, hidden, strict=True):
+            with _aside(layers, model.family, lambda *_, state=state, **__: state):
+                found.append(_forward(model, root.base_model, batch, None)[0])
+    return found
+
+
+def _finish(
+    model: Model, root: PreTrainedModel, layers: nn.ModuleList, batch: Batch, state: Tensor, encoded: Tensor | None
+) -> Tensor:
+    """The model's outputs for hidden states that left the last layer. The true inputs go in again: heads look at them."""
+    with _aside(layers, model.family, lambda *_, **__: state):
+        found: Tensor = _forward(model, root, batch, encoded).logits
     return found
 
 
 @contextmanager
-def _aside(layers: nn.ModuleList, instead: Callable[..., Tensor]) -> Iterator[None]:
-    """Layers do `instead` while inside."""
+def _aside(layers: nn.ModuleList, family: Family, instead: Callable[..., Tensor]) -> Iterator[None]:
+    """Layers do `instead` while inside, and return it in the shape that their callers unpack."""
+
+    def forward(*args: Any, **named: Any) -> Any:
+        state = instead(*args, **named)
+        return (state, *[None] * (family.returns - 1)) if family.returns else state
+
     for layer in layers:
-        layer.forward = instead  # type: ignore[assignment]
+        layer.forward = forward  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -163,11 +250,9 @@ def _aside(layers: nn.ModuleList, instead: Callable[..., Tensor]) -> Iterator[No
 
 
 @contextmanager
-def _outer(
-    model: Model, root: PreTrainedModel, device: torch.device, dtype: torch.dtype | None
-) -> Iterator[None]:
+def _outer(model: Model, root: PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Modules outside the layers get their weights at first use, and lose them at the end."""
-    inside = model.family.layers + "."
+    inside = tuple(f"{path}." for path in (model.family.layers, model.family.encoder) if path)
     filled: list[nn.Module] = []
     hooks = []
     for path, module in root.named_modules():
@@ -187,10 +272,6 @@ def _outer(
             hook.remove()
         for module in filled:
             skeleton.drop(module)
-
-
-def _state(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
 
 
 def _refuse_nonfinite(hidden: list[Tensor], name: str) -> None:

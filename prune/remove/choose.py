@@ -75,7 +75,9 @@ def _protected(groups: Sequence[Group], protect: Iterable[int | str]) -> tuple[s
         named = {g.name for g in groups if item in (g.name, g.kind)}
         layers = {number} if any(g.kind == "layers" and number in range(g.units) for g in groups) else set()
         if not inside | named and not layers:
-            raise PruneError(unknown("group or layer to protect", item, {g.kind for g in groups} | {g.name for g in groups}).message)
+            raise PruneError(
+                unknown("group or layer to protect", item, {g.kind for g in groups} | {g.name for g in groups}).message
+            )
         whole |= inside | named
         pinned |= {n for n in layers if n is not None}
     return whole, pinned
@@ -89,23 +91,28 @@ def _count(model: Model, group: Group, ratio: float | None, count: int | None, s
     if wanted == group.units:
         return wanted
     nearest = sorted(structural(group, step), key=lambda n: (abs(n - wanted), -n))
-    return next(n for n in nearest if n == group.units or not stock or legal(model, group, n))
+    carried = {n for n in nearest if n < group.units and stock and legal(model, group, n)}
+    return next(n for n in nearest if n == group.units or n in carried or not carried)
 
 
 def structural(group: Group, step: int = 1) -> list[int]:
     """Counts of kept units that partitions and alignment allow, ascending; all of them is always one."""
     parts = len(group.partitions)
-    return [n for n in range(1, group.units + 1) if n % parts == 0 and (n % step == 0 or n == group.units)]
+    least = max(group.minimum, parts)
+    return [n for n in range(least, group.units + 1) if n % parts == 0 and (n // parts % step == 0 or n == group.units)]
 
 
 def legal(model: Model, group: Group, kept: int) -> bool:
     """Whether a stock config carries this many units in every layer."""
-    if group.kind in ("layers", "channels"):
+    if group.kind == "layers":
         return True
     sizes = model.sizes(group.layer or 0)
     if group.kind == "heads":
         return configs.accepts(model, kv_heads=kept, heads=kept * (sizes["heads"] // sizes["kv_heads"]))
-    return configs.accepts(model, heads=kept, kv_heads=sizes["kv_heads"])
+    if group.kind == "query_heads":
+        return configs.accepts(model, heads=kept, kv_heads=sizes["kv_heads"])
+    number = "expert_channels" if group.kind == "channels" and sizes["experts"] else group.kind
+    return number not in model.family.fixed
 
 
 def _best(group: Group, scores: Tensor, kept: int, pinned: set[int]) -> list[int]:
@@ -145,12 +152,10 @@ def _globally(
     return plan
 
 
-def _lowest(
-    groups: Sequence[Group], scores: Mapping[str, Tensor], wanted: int, normalize: Normalize
-) -> dict[str, int]:
+def _lowest(groups: Sequence[Group], scores: Mapping[str, Tensor], wanted: int, normalize: Normalize) -> dict[str, int]:
     """How many of the `wanted` lowest-scored units lie in each group."""
     removed = dict.fromkeys((group.name for group in groups), 0)
-    room = {group.name: group.units - len(group.partitions) for group in groups}
+    room = {group.name: group.units - max(group.minimum, len(group.partitions)) for group in groups}
     if wanted > sum(room.values()):
         raise PruneError(f"removing {wanted} of {sum(g.units for g in groups)} leaves some layer with nothing")
     entries = [

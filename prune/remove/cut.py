@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from prune.model import config as configs
 from prune.model.groups import KINDS, Group, by_name, groups
 from prune.model.model import Model
 from prune.model.tensors import Edit, edited
+from prune.remove.norms import factor
 
 Plan = dict[str, list[int]]  # kept units per group name, ascending
+PARTITIONS = {
+    "query_heads": "every key-value head must keep as many query heads,",
+    "channels": "every expert must keep as many channels,",
+}
 
 
 def cut(model: Model, plan: Mapping[str, Sequence[int]]) -> Model:
@@ -25,10 +31,9 @@ def cut(model: Model, plan: Mapping[str, Sequence[int]]) -> Model:
     """
     found = _check(model, plan)
     kept_layers = list(plan.get("layers", range(model.numbers["layers"])))
-    keep = _positions(model, found, plan)
     sizes = [_sizes(model, layer, plan) for layer in kept_layers]
     config, architecture = configs.shaped(model, kept_layers, sizes)
-    edits = dict(_edits(model, kept_layers, keep))
+    edits = dict(_edits(model, kept_layers, _positions(model, found, plan), _factors(model, found, plan)))
     return replace(
         model, config=config, architecture=architecture, tensors=edited(model.tensors, edits), weights=model.weights
     )
@@ -45,28 +50,49 @@ def _check(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Group]:
         if kept != sorted(set(kept)) or not all(type(u) is int and 0 <= u < group.units for u in kept):
             raise PruneError(f"kept units must be ascending whole numbers from 0 to {group.units - 1}", where=name)
         counts = {len(set(kept) & set(partition)) for partition in group.partitions}
-        if 0 in counts:
-            raise PruneError("a plan must keep at least one unit", where=name)
+        if 0 in counts or len(kept) < group.minimum:
+            raise PruneError(f"a plan must keep at least {max(group.minimum, len(group.partitions))}", where=name)
         if len(counts) > 1:
-            raise PruneError(f"every key-value head must keep as many query heads, not {sorted(counts)}", where=name)
+            raise PruneError(f"{PARTITIONS[group.kind]} not {sorted(counts)}", where=name)
     return found
 
 
-def _positions(model: Model, found: Mapping[str, Group], plan: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Tensor]]:
+def _positions(
+    model: Model, found: Mapping[str, Group], plan: Mapping[str, Sequence[int]]
+) -> dict[str, dict[int, Tensor]]:
     """Kept positions per tensor and dim: those that no removed unit owns."""
     masks: dict[tuple[str, int], Tensor] = {}
     for name, group in found.items():
-        removed = sorted(set(range(group.units)) - set(plan[name]))
-        if not removed:
-            continue
-        for piece in group.slices:
-            size = model.tensors.info[piece.name].shape[piece.dim]
-            mask = masks.setdefault((piece.name, piece.dim), torch.ones(size, dtype=torch.bool))
-            mask[piece.index[removed].reshape(-1)] = False
+        removed = _removed(group, plan[name])
+        for piece in group.slices if removed else ():
+            shape = model.tensors.info[piece.name].shape
+            new = torch.ones(shape[0] if piece.stacked else 1, shape[piece.dim], dtype=torch.bool)
+            mask = masks.setdefault((piece.name, piece.dim), new)  # (experts or 1, positions)
+            mask.view(-1)[piece.index[removed].reshape(-1)] = False
     keep: dict[str, dict[int, Tensor]] = {}
     for (name, dim), mask in masks.items():
-        keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
+        kept = mask.nonzero()[:, 1].reshape(len(mask), -1)  # partitions lose equally, so rows are as long
+        keep.setdefault(name, {})[dim] = kept if len(mask) > 1 else kept[0]
     return keep
+
+
+def _removed(group: Group, kept: Sequence[int]) -> list[int]:
+    return sorted(set(range(group.units)) - set(kept))
+
+
+def _factors(
+    model: Model, found: Mapping[str, Group], plan: Mapping[str, Sequence[int]]
+) -> dict[str, Callable[[], float]]:
+    """Norm weight -> what it is multiplied by, measured when it is read."""
+    removed: dict[str, list[Tensor]] = {}
+    pieces = {}
+    for name, group in found.items():
+        units = _removed(group, plan[name])
+        for piece in group.slices if units else ():
+            if piece.norm_of:
+                pieces[piece.name] = piece
+                removed.setdefault(piece.name, []).append(piece.index[units].reshape(-1))
+    return {name: partial(factor, model, piece, torch.cat(removed[name]).unique()) for name, piece in pieces.items()}
 
 
 def _sizes(model: Model, layer: int, plan: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -75,20 +101,41 @@ def _sizes(model: Model, layer: int, plan: Mapping[str, Sequence[int]]) -> dict[
     group = sizes["heads"] // max(sizes["kv_heads"], 1)
     kv_heads = set(plan.get(f"layers.{layer}.heads", range(sizes["kv_heads"])))
     queries = set(plan.get(f"layers.{layer}.query_heads", range(sizes["heads"])))
-    channels = plan.get(f"layers.{layer}.channels", range(sizes["channels"]))
     heads = sum(1 for query in queries if query // group in kv_heads) if group else 0
-    return {**sizes, "heads": heads, "kv_heads": len(kv_heads), "channels": len(channels)}
+    left = {**sizes, "heads": heads, "kv_heads": len(kv_heads)}
+    channels = plan.get(f"layers.{layer}.channels")
+    if channels is not None and sizes["experts"]:
+        left["expert_channels"] = len(channels) // sizes["experts"]
+    elif channels is not None:
+        left["channels"] = len(channels)
+    left["experts"] = len(plan.get(f"layers.{layer}.experts", range(sizes["experts"])))
+    return left
 
 
-def _edits(model: Model, layers: Sequence[int], keep: Mapping[str, Mapping[int, Tensor]]) -> Iterator[tuple[str, Edit]]:
+def _edits(
+    model: Model,
+    layers: Sequence[int],
+    keep: Mapping[str, Mapping[int, Tensor]],
+    factors: Mapping[str, Callable[[], float]],
+) -> Iterator[tuple[str, Edit]]:
     """New tensor name -> where it comes from: layers are renumbered, everything else keeps its name."""
-    number = {old: new for new, old in enumerate(layers)}
-    prefix = model.family.layers + "."
+    inside = {name for layer in range(model.numbers["layers"]) for name in model.names(layer)}
     for name in model.tensors.info:
-        new = name
-        if name.startswith(prefix):
-            old, rest = name.removeprefix(prefix).split(".", 1)
-            if int(old) not in number:
-                continue
-            new = f"{prefix}{number[int(old)]}.{rest}"
+        if name not in inside:
+            yield name, Edit(name, keep.get(name, {}))
+    for old, new in configs.renumbered(model, layers).items():
+        for name in model.names(old):
+            yield new + name.removeprefix(model.layer(old)), Edit(name, keep.get(name, {}), factors.get(name, 1.0))
+    for name, new in _moved(model, layers).items():
         yield new, Edit(name, keep.get(name, {}))
+
+
+def _moved(model: Model, layers: Sequence[int]) -> dict[str, str]:
+    """Tensors that only a stack's first layer holds -> their name in the layer that is first now."""
+    paths = configs.renumbered(model, layers)
+    moved = {}
+    for stack in configs.stacks(model):
+        first = next(layer for layer in layers if layer in stack)
+        for leaf in model.family.leading if first != stack[0] else ():
+            moved[f"{model.layer(stack[0])}.{leaf}"] = f"{paths[first]}.{leaf}"
+    return moved

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
 from prune.model.groups import Slice
 from prune.model.walk import Visit
+from prune.remove import routing
 
 # name -> what a batch of inputs (tokens, features) adds; each is divided by the tokens seen at the end
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,11 +26,11 @@ def gather(visit: Visit, root: str, consumers: Iterable[Slice], wanted: Iterable
 
     `root` is the layer's path. Gives consumer tensor name -> statistic name -> float32 tensor, a mean over tokens.
     """
-    modules = {piece.name: visit.module.get_submodule(module_path(piece, root)) for piece in consumers}
-    sums: dict[str, Statistics] = {name: {} for name in modules}
+    consumers, kinds = list(consumers), list(wanted)
+    sums: dict[str, Statistics] = {piece.name: {} for piece in consumers}
     tokens = 0
     visit.outputs = []
-    with _listening(modules, sums, wanted) as state:
+    with _listening(visit.module, root, consumers, sums, kinds) as state:
         for batch in range(len(visit.batches)):
             state["mask"] = visit.mask(batch)
             visit.outputs.append(visit.forward(batch))
@@ -43,28 +44,51 @@ def module_path(piece: Slice, root: str) -> str:
     return piece.name.removeprefix(root + ".").rsplit(".", 1)[0]
 
 
+State = dict[str, Tensor | None]  # "mask": which positions (batch, length) are text
+
+
 @contextmanager
 def _listening(
-    modules: Mapping[str, nn.Module], sums: dict[str, Statistics], wanted: Iterable[str]
-) -> Iterator[dict[str, Tensor | None]]:
+    layer: nn.Module, root: str, consumers: list[Slice], sums: dict[str, Statistics], kinds: list[str]
+) -> Iterator[State]:
     """Hooks that add each input to the sums; padded positions, per the state's mask, are left out."""
-    state: dict[str, Tensor | None] = {"mask": None}
-    kinds = list(wanted)
-
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            mask = state["mask"]
-            inputs = args[0] if mask is None else args[0][mask]
-            inputs = inputs.reshape(-1, inputs.shape[-1]).float()
-            for kind in kinds:
-                added = STATISTICS[kind](inputs)
-                sums[name][kind] = sums[name][kind] + added if kind in sums[name] else added
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(listen(name)) for name, module in modules.items()]
-    try:
+    state: State = {"mask": None}
+    with ExitStack() as hooks:
+        for piece in consumers:
+            module = layer.get_submodule(module_path(piece, root))
+            if piece.stacked:
+                hooks.enter_context(routing.one_by_one(module, _expert_inputs(sums[piece.name], kinds, state, module)))
+            else:
+                handle = module.register_forward_pre_hook(_inputs(sums[piece.name], kinds, state))
+                hooks.callback(handle.remove)
         yield state
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _inputs(sums: Statistics, kinds: list[str], state: State) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        mask = state["mask"]
+        inputs = args[0]
+        if mask is not None:  # some modules see their inputs as one row of tokens
+            inputs = inputs[mask] if inputs.ndim > 2 else inputs[mask.reshape(-1)]
+        inputs = inputs.reshape(-1, inputs.shape[-1]).float()
+        for kind in kinds:
+            added = STATISTICS[kind](inputs)
+            sums[kind] = sums[kind] + added if kind in sums else added
+
+    return hook
+
+
+def _expert_inputs(sums: Statistics, kinds: list[str], state: State, experts: nn.Module) -> routing.Watch:
+    """Adds up what enters each expert's down_proj: (experts x inner,), or (experts, inner, inner) for the gram."""
+    count, _, inner = experts.down_proj.shape  # type: ignore[union-attr, misc]
+
+    def watch(call: routing.Call) -> Tensor:
+        mask = state["mask"]
+        inputs = call.inner if mask is None else call.inner[mask.reshape(-1)[call.tokens]]
+        for kind in kinds:
+            added = STATISTICS[kind](inputs.float())
+            total = sums.setdefault(kind, added.new_zeros(count * inner if added.ndim == 1 else (count, *added.shape)))
+            total.view(count, *added.shape)[call.expert] += added
+        return call.inner
+
+    return watch

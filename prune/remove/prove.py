@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prune.errors import PruneError
-from prune.model.groups import by_name, groups
+from prune.model.groups import Slice, by_name, groups
 from prune.model.model import Model
 from prune.model.walk import Batch, Visit, walk
 from prune.progress import Progress
+from prune.remove import routing
+from prune.remove.gather import module_path
+from prune.remove.norms import masked_factor
 
 TOLERANCE = 1e-4  # largest difference, relative to the largest output of the layer
 
@@ -27,21 +31,23 @@ def prove(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Walk both models in float32 over one batch of token ids (batch, length), layer beside layer.
+    """Walk both models in float32 over one batch, token ids (batch, length) or images, layer beside layer.
 
-    In the big one, removed heads and channels have their consumer's input zeroed and removed layers pass their input
-    on. Gives the largest relative difference of any layer's output, and each kept layer's. Raises PruneError, naming
+    In the big one, removed heads and channels have their consumer's input zeroed, removed experts a router logit of
+    minus infinity, and removed layers pass their input on. Gives the largest relative difference of any layer's output, and each kept layer's. Raises PruneError, naming
     the layer, when one is over the tolerance: the cut is then wrong and must not be used.
     """
     kept = list(plan.get("layers", range(big.numbers["layers"])))
     masks = masked_inputs(big, plan)
     sliced = walk(small, [batch], device=device, dtype=torch.float32)
     differences: dict[int, float] = {}
+    tokens = 0
     for visit in walk(big, [batch], device=device, dtype=torch.float32, progress=progress):
+        tokens = max(tokens, visit.inputs[0].shape[:2].numel())
         if visit.index not in kept:
             visit.outputs = visit.inputs
             continue
-        with zeroing(visit, big.family.layer(visit.index), masks):
+        with zeroing(visit, big.layer(visit.index), masks):
             expected = visit.run()[0]
         found = next(sliced).run()[0]
         differences[visit.index] = relative_difference(expected, found, visit.mask(0))
@@ -49,37 +55,74 @@ def prove(
             raise PruneError(
                 f"masked and sliced outputs differ by {differences[visit.index]:.1e} of their scale, over"
                 f" {TOLERANCE:.0e}: the cut is wrong and is not kept",
-                where=big.family.layer(visit.index),
+                where=big.layer(visit.index),
             )
     return {
         "max_relative_difference": max(differences.values()),
         "tolerance": TOLERANCE,
         "layers": len(differences),
-        "tokens": batch["input_ids"].numel(),
+        "tokens": tokens,
     }
 
 
-def masked_inputs(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Consumer tensor name -> the positions of its input that belong to removed units."""
+@dataclass(frozen=True)
+class Mask:
+    """What stands for removed units at one parameter: positions of its input that are zeroed, or experts left out.
+
+    A norm over all heads has its output multiplied by `factor` besides, as cutting multiplies its weight.
+    """
+
+    piece: Slice
+    positions: Tensor  # int64 (n,), as the slice counts them
+    factor: float = 1.0
+
+
+def masked_inputs(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Mask]:
+    """Tensor name -> the mask of the removed units there: consumers, routers, and norms that run over a cut dim."""
     names = [name for name in plan if name != "layers"]
     kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
-    masks: dict[str, Tensor] = {}
+    masks: dict[str, Mask] = {}
     for name, group in by_name(groups(model, kinds), names).items():
         removed = sorted(set(range(group.units)) - set(plan[name]))
-        for piece in group.consumers:
-            positions = piece.index[removed].reshape(-1)
-            masks[piece.name] = torch.cat([masks[piece.name], positions]).unique() if piece.name in masks else positions
+        for piece in group.slices if removed else ():
+            if piece.role in ("consumer", "router") or piece.norm_of:
+                positions = piece.index[removed].reshape(-1)
+                if piece.name in masks:
+                    positions = torch.cat([masks[piece.name].positions, positions]).unique()
+                factor = masked_factor(model, piece, positions) if piece.norm_of else 1.0
+                masks[piece.name] = Mask(piece, positions, factor)
     return masks
 
 
 @contextmanager
-def zeroing(visit: Visit, root: str, masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """While inside, the layer's consumers see zero at the masked positions of their input."""
-    handles = []
-    for name, positions in masks.items():
-        if name.startswith(root + "."):
-            module = visit.module.get_submodule(name.removeprefix(root + ".").rsplit(".", 1)[0])
-            handles.append(module.register_forward_pre_hook(_zero(positions)))
+def zeroing(visit: Visit, root: str, masks: Mapping[str, Mask]) -> Iterator[None]:
+    """While inside, the layer at `root` computes as if the masked units were not there."""
+    with ExitStack() as hooks:
+        for name, mask in masks.items():
+            if name.startswith(root + "."):
+                module = visit.module.get_submodule(module_path(mask.piece, root))
+                hooks.enter_context(_masking(module, mask))
+        yield
+
+
+def _masking(module: nn.Module, mask: Mask) -> AbstractContextManager[None]:
+    if mask.piece.role == "router":
+        return routing.without(module, mask.positions)
+    if mask.piece.stacked:
+        return routing.one_by_one(module, _zero_in_experts(module, mask.positions))
+    return _hooked(module, mask)
+
+
+@contextmanager
+def _hooked(module: nn.Module, mask: Mask) -> Iterator[None]:
+    def zero(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        masked = args[0].clone()
+        masked[..., mask.positions.to(masked.device)] = 0
+        return (masked, *args[1:])
+
+    handles = [module.register_forward_pre_hook(zero)]
+    if mask.factor != 1.0:
+        handles.append(module.register_forward_hook(lambda _, __, output: output * mask.factor))
     try:
         yield
     finally:
@@ -87,13 +130,15 @@ def zeroing(visit: Visit, root: str, masks: Mapping[str, Tensor]) -> Iterator[No
             handle.remove()
 
 
-def _zero(positions: Tensor) -> Any:
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        masked = args[0].clone()
-        masked[..., positions.to(masked.device)] = 0
-        return (masked, *args[1:])
+def _zero_in_experts(experts: nn.Module, positions: Tensor) -> routing.Watch:
+    inner = experts.down_proj.shape[-1]  # type: ignore[union-attr]
 
-    return hook
+    def watch(call: routing.Call) -> Tensor:
+        masked = call.inner.clone()
+        masked[:, positions[positions // inner == call.expert].to(masked.device) % inner] = 0
+        return masked
+
+    return watch
 
 
 def relative_difference(expected: Tensor, found: Tensor, mask: Tensor | None = None) -> float:

@@ -89,7 +89,7 @@ def _walked(
 ) -> Scores:
     scores: Scores = {}
     for visit in walk(model, batches, progress=progress, **place):
-        root = model.family.layer(visit.index)
+        root = model.layer(visit.index)
         here = [group for group in groups if group.layer == visit.index]
         consumers = {piece.name: piece for group in here for piece in group.consumers}
         found = gather(visit, root, consumers.values(), module.NEEDS)

@@ -15,6 +15,7 @@ SIZES = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "channels": "intermediate_size",
+    "head_dim": "head_dim",
 }
 ATTRIBUTES = {"self_attn.num_key_value_groups": "groups", "mlp.intermediate_size": "channels"}
 

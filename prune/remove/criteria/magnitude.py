@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prune.model.groups import Group
+from prune.model.groups import Group, along
 from prune.remove.gather import Statistics
 
-KINDS = ("heads", "query_heads", "channels", "layers")
+KINDS = ("heads", "query_heads", "channels", "experts", "layers")
 NEEDS: tuple[str, ...] = ()
 
 
@@ -24,14 +24,12 @@ def score(
 ) -> Tensor:
     """The sum over all of a unit's slices; float32 (units,)."""
     if group.whole:
-        return torch.stack([torch.stack([_size(weights(name), norm).sum() for name in unit]).sum() for unit in group.whole])
+        return torch.stack(
+            [torch.stack([_size(weights(name), norm).sum() for name in unit]).sum() for unit in group.whole]
+        )
     total = torch.zeros(group.units)
     for piece in group.slices:
-        tensor = weights(piece.name)
-        others = [dim for dim in range(tensor.ndim) if dim != piece.dim]
-        size = _size(tensor, norm)
-        along = size.sum(others) if others else size
-        total += along.cpu()[piece.index].sum(1)
+        total += along(piece, _size(weights(piece.name), norm))[piece.index].sum(1)
     return total
 
 

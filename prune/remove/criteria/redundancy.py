@@ -44,7 +44,9 @@ def score_model(
         entered.append(visit.inputs)
         left = visit.run()
         if len(entered) == run:
-            cosines = torch.cat([_cosines(a, b, visit.mask(i)) for i, (a, b) in enumerate(zip(entered[0], left, strict=True))])
+            cosines = torch.cat(
+                [_cosines(a, b, visit.mask(i)) for i, (a, b) in enumerate(zip(entered[0], left, strict=True))]
+            )
             turned = 1 - cosines if distance == "block_influence" else torch.arccos(cosines.clamp(-1, 1)) / torch.pi
             distances.append(turned.mean().item())
     starts = [range(max(0, layer - run + 1), min(layer, len(distances) - 1) + 1) for layer in range(group.units)]

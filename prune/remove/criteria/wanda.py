@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prune.model.groups import Group
+from prune.model.groups import Group, along
 from prune.remove.gather import Statistics
 
 KINDS = ("heads", "query_heads", "channels")
@@ -30,8 +30,7 @@ def score(
     total = torch.zeros(group.units)
     for piece in group.consumers:
         weight = weights(piece.name).float()
-        others = [dim for dim in range(weight.ndim) if dim != piece.dim]
-        size = torch.linalg.vector_norm(weight, ord=1 if norm == "l1" else 2, dim=others)
-        column = size.cpu() * statistics[piece.name]["square"].sqrt().cpu()
+        size = along(piece, weight.abs()) if norm == "l1" else along(piece, weight.square()).sqrt()
+        column = size * statistics[piece.name]["square"].sqrt().cpu()
         total += column[piece.index].sum(1)
     return total
