@@ -87,12 +87,12 @@ def check(recipe: str | Path | dict, **options: Any) -> Result:
 
 def default_parts() -> Parts:
     """The real steps and model layer."""
-    from prune import batches, steps
+    from prune import data, steps
     from prune.model.open import open as open_model
     from prune.model.save import write
 
     words = {word: getattr(steps, word) for word in steps.STEPS}
-    return Parts(words, open_model, write, batches.fingerprint, pick_device)
+    return Parts(words, open_model, write, data.fingerprint, pick_device)
 
 
 def pick_device(name: str) -> str:

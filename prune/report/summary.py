@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from prune.report.table import Table
+
 Records = Sequence[dict[str, Any]]  # {"word", "options", "record", "warnings"} per step
 
 
@@ -74,3 +76,63 @@ def notes(steps: Records) -> list[str]:
             said.append(f"proof of step {number}: masked equals sliced to {worst:.1e} (allowed: {tolerance:.0e})")
         said += [f"step {number}: {note}" for note in record.get("notes", [])]
     return said
+
+
+def blocks(output: object, steps: Records, timings: Sequence[dict[str, Any]]) -> list[Table | str]:
+    """What `apply` and `check` print: one table, then the proofs and where the files are."""
+    gone = [(f"{kind} removed", "", "", how) for kind, how in removed(steps)]
+    table = Table(("", "before", "after", "change"), [*gone, *rows(changes(steps, timings))], frozenset({1, 2}))
+    last = f"files: {output}" if output else "checked: nothing was run or written"
+    return [*([table] if table.rows else []), *notes(steps), last]
+
+
+def as_data(state: str, output: object, steps: Records, timings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same for machines."""
+    return {
+        "state": state,
+        "output": str(output) if output else None,
+        "changes": {
+            change.name: {"before": change.before, "after": change.after} for change in changes(steps, timings)
+        },
+        "steps": list(steps),
+        "timings": list(timings),
+    }
+
+
+def inspection(found: dict[str, Any]) -> list[Table | str]:
+    """What `inspect` prints."""
+    sizes = ", ".join(
+        f"{name} {found[name]}" for name in ("layers", "width", "heads", "kv_heads", "head_dim", "channels")
+    )
+    head = ("kind", "groups", "units in each", "parameters", "share", "share of FLOPs", "what a unit is")
+    lines = [_inspected(row) for row in found["groups"]]
+    return [
+        f"{found['source']}: {found['architecture']}, {found['dtype']}, {sizes}",
+        f"{found['parameters']:,} parameters, {size(found['bytes'])}, {found['flops_per_token']:,} FLOPs a token",
+        Table(head, lines, frozenset({1, 2, 3, 4, 5})),
+    ]
+
+
+def _inspected(row: dict[str, Any]) -> tuple[str, ...]:
+    shares = (f"{row['parameters_share']:.1%}", f"{row['flops_share']:.1%}")
+    return (row["kind"], str(row["groups"]), _span(row["units"]), f"{row['parameters']:,}", *shares, row["meaning"])
+
+
+def _span(units: int | list[int]) -> str:
+    return str(units) if isinstance(units, int) else f"{min(units)} to {max(units)}"
+
+
+def evaluation(found: dict[str, Any]) -> list[Table | str]:
+    """What `evaluate` prints of one model."""
+    lines = [("parameters", f"{found['parameters']['model']:,}"), ("bytes", size(found["bytes"]["model"]))]
+    if measured := found.get("perplexity"):
+        lines.append(("perplexity", f"{measured['model']:.3f}"))
+        lines += [(name, flat(measured[name])) for name in ("data", "length", "stride", "tokens")]
+    if seconds := found.get("latency", {}).get("latency_seconds"):
+        lines.append(("latency", _text("latency", seconds[0])))
+    return [Table(("", ""), lines, frozenset())]
+
+
+def flat(value: Any) -> str:
+    """A value, or the values of a mapping, on one line."""
+    return ", ".join(str(inner) for inner in value.values() if inner) if isinstance(value, dict) else str(value)

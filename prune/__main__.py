@@ -1,0 +1,5 @@
+"""`python -m prune`"""
+
+from prune.cli import main
+
+main()
