@@ -16,7 +16,16 @@ Positive = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text a step looks at: a builtin, a local file or a Hub dataset, and how much of it."""
+    """The text that steps look at, and how much of it.
+
+    data: `python-docs`, a local .txt, .jsonl or .parquet file, or a Hub dataset id.
+    samples: how many windows of text.
+    length: tokens in a window.
+    field: the column that holds the text, in .jsonl, .parquet and Hub datasets; `text` when left out.
+    split: of a Hub dataset.
+    streaming: read a Hub dataset as it is needed instead of downloading it whole.
+    batch_size: windows that go through the model at once; more is faster and takes more memory.
+    """
 
     data: str
     samples: Positive = 128
@@ -31,9 +40,9 @@ class Calibration:
 class Run:
     """One step's view of the run. A step that changes the model puts the new one in `model`.
 
-    `folder` is the step's own: what a step writes there (say `onnx/`) ends up in the output. `record` and `warnings`
-    are kept with the step and must be JSON; `timings` are kept apart, since they differ from run to run. In a `dry`
-    run no weight may be read and nothing written: the model has shapes only.
+    `number` counts the recipe's steps from 1. `folder` is the step's own: what a step writes there (say `onnx/`) ends
+    up in the output. `record` and `warnings` are kept with the step and must be JSON; `timings` are kept apart, since
+    they differ from run to run. In a `dry` run no weight may be read and nothing written: the model has shapes only.
     """
 
     model: Any
@@ -45,6 +54,7 @@ class Run:
     dry: bool
     folder: Path
     progress: Progress
+    number: int = 1
     record: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -22,7 +22,16 @@ _PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of a recipe."""
+    """The keys of a recipe.
+
+    model: `bundled`, a local folder, or a Hub id; with a revision, the mapping `{id: ..., revision: ...}`.
+    steps: what is done, in this order: a list of words with their options.
+    output: the folder to write; `--output` names another.
+    seed: of everything random.
+    device: `auto` takes a CUDA device where there is one.
+    dtype: what is computed in; `auto` is float32 on a CPU and the weights' own type on a CUDA device.
+    calibration: the text that criteria look at.
+    """
 
     model: str | dict
     steps: list

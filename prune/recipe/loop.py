@@ -146,7 +146,7 @@ def _rehearse(job: _Job) -> list[dict[str, Any]]:
     """All steps on shapes; the records they leave."""
     model, records = job.original, []
     for step in job.recipe.steps:
-        run = _new_run(job, model, Path(os.devnull), dry=True)
+        run = _new_run(job, model, Path(os.devnull), len(records) + 1, dry=True)
         _call(step, run)
         model = run.model
         records.append(
@@ -155,7 +155,7 @@ def _rehearse(job: _Job) -> list[dict[str, Any]]:
     return records
 
 
-def _new_run(job: _Job, model: Any, folder: Path, *, dry: bool = False) -> Run:
+def _new_run(job: _Job, model: Any, folder: Path, number: int, *, dry: bool = False) -> Run:
     return Run(
         model=model,
         original=job.original,
@@ -166,6 +166,7 @@ def _new_run(job: _Job, model: Any, folder: Path, *, dry: bool = False) -> Run:
         dry=dry,
         folder=folder,
         progress=Progress(quiet=True) if dry else job.progress,
+        number=number,
     )
 
 
@@ -243,17 +244,17 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
         if done is None:
             if model is None:
                 model = job.parts.open(holder, revision=None, headers=False)
-            done = _perform(job, step, key, folders[position], model)
+            done = _perform(job, step, key, folders[position], model, position + 1)
         if done.checkpoint:
             model, holder = None, folders[position]
         finished.append(done)
     return finished
 
 
-def _perform(job: _Job, step: Step, key: str, folder: Path, model: Any) -> Done:
+def _perform(job: _Job, step: Step, key: str, folder: Path, model: Any, number: int) -> Done:
     files.discard(folder)  # it may be there, but damaged
     with files.staged(folder) as staging:
-        run = _new_run(job, model, staging)
+        run = _new_run(job, model, staging, number)
         began = time.perf_counter()
         _call(step, run)
         table = files.hashes(staging)
@@ -270,4 +271,5 @@ def _perform(job: _Job, step: Step, key: str, folder: Path, model: Any) -> Done:
             timings=work.plain(run.timings),
         )
         work.record(staging, done)
+    job.progress.detail(f"{folder.name} took {run.timings['seconds']:.1f} s on {job.device}")
     return done

@@ -85,7 +85,7 @@ def manifest(
 
 
 def _overtaken(done: Done, later: list[Done]) -> list[str]:
-    if done.artefacts and any(after.checkpoint for after in later):
+    if done.artefacts and not done.checkpoint and any(after.checkpoint for after in later):
         return [f"{done.artefacts[0]} was made before a later step changed the model, so it is of another model"]
     return []
 
