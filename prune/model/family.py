@@ -1,7 +1,7 @@
-"""What a model family is, as data: where its layers are, which slices of parameters shrink together, what configs say.
+"""What a model family is, as data: where its layers are, which slices shrink together, what configs say.
 
-One file per family in `families/`, named after the `model_type`; the folder is the registry. docs/adding-a-family.md has
-a worked example.
+One file per family in `families/`, named after the `model_type`; the folder is the registry. A worked example is in
+docs/adding-a-family.md.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from prune.errors import PruneError, unknown
 
 Role = Literal["producer", "consumer", "follower", "router"]
 PREFIX = "prune_"  # of the model types whose layers differ
+SQUARE = (
+    "attention is as wide as the model, and no config says otherwise"  # why a stock type has no form for fewer heads
+)
 
 
 @dataclass(frozen=True)
 class Part:
-    """The share of one layer parameter in a unit: a dim that is laid out as `segments`, one block of units after another.
+    """The share of one layer parameter in a unit: a dim laid out as `segments`, one block of units after another.
 
     A segment names how many positions a unit has in that block: "q" (the rows of its query heads), "kv" (the rows of
     one key or value head), "qkv" (a head's query, key and value rows, side by side), "c" (one channel), "e" (one
@@ -57,7 +60,8 @@ def norm(module: str, segment: str, linear: str) -> tuple[Part, ...]:
 def experts(module: str, router: str) -> dict[str, tuple[Part, ...]]:
     """The kinds of a mixture: whole experts with their rows of the router, and the channels inside each expert.
 
-    `module` holds the stacked parameters: gate_up_proj (experts, 2 x inner, width) and down_proj (experts, width, inner).
+    `module` holds the stacked parameters gate_up_proj (experts, 2 x inner, width) and down_proj (experts, width,
+    inner).
     """
     gate_up, down = f"{module}.gate_up_proj", f"{module}.down_proj"
     return {
@@ -113,6 +117,7 @@ class Family:
     refused: Mapping[str, str] = field(default_factory=dict)  # kinds that cannot be cut at all -> why
     numbered: tuple[str, ...] = ()  # config switches that tie a layer to its number, so that none may be dropped
     attributes: Mapping[str, str] = field(default_factory=dict)  # module attribute in a layer -> number it holds
+    configured: tuple[str, ...] = ()  # modules in a layer that read numbers off their config while they run
     leading: tuple[str, ...] = ()  # tensors that only a stack's first layer has; they move to whichever comes first
     carries: Mapping[str, int] = field(default_factory=dict)  # layer argument -> place in the previous layer's outputs
     returns: int = 0  # how many values a layer returns in a tuple; 0 for a plain tensor
@@ -127,8 +132,10 @@ class Family:
 
     @property
     def structural(self) -> tuple[str, ...]:
-        """The numbers that may differ between layers."""
-        return tuple(n for n in ("heads", "kv_heads", "channels", "experts", "expert_channels") if n in self.sizes)
+        """The numbers that may differ between layers: those of its kinds that a config states."""
+        kinds = {"heads": "heads", "kv_heads": "heads", "channels": "channels", "experts": "experts"}
+        kinds["expert_channels"] = "channels"
+        return tuple(number for number, kind in kinds.items() if number in self.sizes and kind in self.parts)
 
 
 def names() -> list[str]:

@@ -22,6 +22,9 @@ KINDS: dict[Kind, str] = {
     "experts": "experts, each with its row of the router",
     "layers": "whole layers",
 }
+GROUPED_ROWS = (
+    8  # the grouped matrix product that transformers runs experts with refuses rows of 16-bit numbers otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Group:
     """Units that may be removed one by one, e.g. "layers.3.heads".
 
     `partitions` lose units equally. `whole` names each unit's tensors when a unit is not a slice but whole tensors
-    (a layer). `layer` is None for a group that spans the model. At least `minimum` units must stay.
+    (a layer). `layer` is None for a group that spans the model. At least `minimum` units must stay, and what stays of
+    a partition comes in multiples of `multiple`.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Group:
     whole: tuple[tuple[str, ...], ...] = ()
     partitions: tuple[tuple[int, ...], ...] = ()
     minimum: int = 1
+    multiple: int = 1
 
     @property
     def consumers(self) -> tuple[Slice, ...]:
@@ -153,6 +158,7 @@ def layer_group(
             norm_of = f"{prefix}.{part.norm_of}" if part.norm_of else ""
             slices.append(Slice(name, part.dim, index, part.role, part.stacked, norm_of))
     minimum = routed if kind == "experts" else 1
+    multiple = GROUPED_ROWS if any(piece.stacked for piece in slices) else 1
     return Group(
         f"layers.{layer}.{kind}",
         kind,
@@ -161,6 +167,7 @@ def layer_group(
         tuple(slices),
         partitions=_parts(kind, count, sizes),
         minimum=minimum,
+        multiple=multiple,
     )
 
 

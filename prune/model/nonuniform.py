@@ -68,7 +68,9 @@ def narrow(model: nn.Module, family: Family, sizes: list[dict[str, int]]) -> Non
     path = family.layers if _has(model, family.layers) else family.layers.split(".", 1)[1]
     layers = model.get_submodule(path)
     assert isinstance(layers, nn.ModuleList) and len(layers) == len(sizes), path
-    for layer, own in zip(layers, sizes, strict=True):
+    for index, (layer, own) in enumerate(zip(layers, sizes, strict=True)):
+        for module in family.configured:
+            layer.get_submodule(module).config = model.config.per_layer_config[index]  # type: ignore[union-attr, index]
         for part in (part for kind in family.parts.values() for part in kind):
             length = sum(extents(own)[segment] for segment in part.segments)
             if length or "experts" not in family.sizes:  # a layer without experts has none of their parameters

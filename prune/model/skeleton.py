@@ -34,10 +34,10 @@ def fill(
     prefix = f"{path}." if path else ""
     for holder_path, holder in module.named_modules():
         start = f"{prefix}{holder_path}." if holder_path else prefix
+        _fill_buffers(root, holder, start, tensors, device)  # before the weights, which its rule would draw anew
         for name, _ in list(holder.named_parameters(recurse=False)):
             value = _place(tensors.read(_stored(root, start + name, tensors)), device, dtype)
             setattr(holder, name, nn.Parameter(value, requires_grad=False))
-        _fill_buffers(root, holder, start, tensors, device)
     return module
 
 
@@ -76,7 +76,7 @@ def tied(root: PreTrainedModel) -> dict[str, str]:
 
 
 def check(model: Model) -> Tensors:
-    """The model's tensors without those stored twice, after names, shapes and dtypes have been compared with the module.
+    """The model's tensors without those stored twice, once names, shapes and dtypes were compared with the module.
 
     transformers fills what is missing with random values, drops what is not expected and reads any dtype; here each
     is an error. Raises PruneError with the first offending name.

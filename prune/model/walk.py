@@ -226,7 +226,7 @@ def _encoded(
 def _finish(
     model: Model, root: PreTrainedModel, layers: nn.ModuleList, batch: Batch, state: Tensor, encoded: Tensor | None
 ) -> Tensor:
-    """The model's outputs for hidden states that left the last layer. The true inputs go in again: heads look at them."""
+    """The model's outputs for hidden states that left the last layer; heads look at the true inputs too."""
     with _aside(layers, model.family, lambda *_, **__: state):
         found: Tensor = _forward(model, root, batch, encoded).logits
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import lcm
 from typing import Literal
 
 import torch
@@ -98,7 +99,7 @@ def _count(model: Model, group: Group, ratio: float | None, count: int | None, s
 def structural(group: Group, step: int = 1) -> list[int]:
     """Counts of kept units that partitions and alignment allow, ascending; all of them is always one."""
     parts = len(group.partitions)
-    least = max(group.minimum, parts)
+    least, step = max(group.minimum, parts), lcm(step, group.multiple)
     return [n for n in range(least, group.units + 1) if n % parts == 0 and (n // parts % step == 0 or n == group.units)]
 
 

@@ -29,17 +29,17 @@ def cut(model: Model, plan: Mapping[str, Sequence[int]]) -> Model:
     `plan` maps group names ("layers.3.heads", "layers") to kept units; groups it does not name stay whole. The
     result is stock where a stock config carries its shapes. Raises PruneError for a plan that does not fit the model.
     """
-    found = _check(model, plan)
+    found = checked(model, plan)
     kept_layers = list(plan.get("layers", range(model.numbers["layers"])))
     sizes = [_sizes(model, layer, plan) for layer in kept_layers]
     config, architecture = configs.shaped(model, kept_layers, sizes)
-    edits = dict(_edits(model, kept_layers, _positions(model, found, plan), _factors(model, found, plan)))
+    edits = dict(_edits(model, kept_layers, positions(model, found, plan), _factors(model, found, plan)))
     return replace(
         model, config=config, architecture=architecture, tensors=edited(model.tensors, edits), weights=model.weights
     )
 
 
-def _check(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Group]:
+def checked(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Group]:
     """The groups a plan names, after it was found to keep something, equally, of each."""
     kinds = {name.rsplit(".", 1)[-1] for name in plan}
     for kind in kinds - set(KINDS):
@@ -52,12 +52,14 @@ def _check(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Group]:
         counts = {len(set(kept) & set(partition)) for partition in group.partitions}
         if 0 in counts or len(kept) < group.minimum:
             raise PruneError(f"a plan must keep at least {max(group.minimum, len(group.partitions))}", where=name)
+        if len(kept) < group.units and min(counts) % group.multiple:
+            raise PruneError(f"kept units of each expert must be a multiple of {group.multiple}", where=name)
         if len(counts) > 1:
             raise PruneError(f"{PARTITIONS[group.kind]} not {sorted(counts)}", where=name)
     return found
 
 
-def _positions(
+def positions(
     model: Model, found: Mapping[str, Group], plan: Mapping[str, Sequence[int]]
 ) -> dict[str, dict[int, Tensor]]:
     """Kept positions per tensor and dim: those that no removed unit owns."""

@@ -34,8 +34,9 @@ def prove(
     """Walk both models in float32 over one batch, token ids (batch, length) or images, layer beside layer.
 
     In the big one, removed heads and channels have their consumer's input zeroed, removed experts a router logit of
-    minus infinity, and removed layers pass their input on. Gives the largest relative difference of any layer's output, and each kept layer's. Raises PruneError, naming
-    the layer, when one is over the tolerance: the cut is then wrong and must not be used.
+    minus infinity, and removed layers pass their input on. Gives the largest relative difference of any layer's
+    output. Raises PruneError, naming the layer, when one is over the tolerance: the cut is then wrong and must not be
+    used.
     """
     kept = list(plan.get("layers", range(big.numbers["layers"])))
     masks = masked_inputs(big, plan)

@@ -1,4 +1,4 @@
-"""Experts run one by one, so that what happens inside each can be seen and changed, and routers told to leave some out."""
+"""Experts run one by one, so that each can be watched and changed, and routers told to leave some out."""
 
 from __future__ import annotations
 

@@ -1,0 +1,39 @@
+"""BERT: an encoder with norms after each sublayer, and its heads for classification and masked words."""
+
+from prune.model.family import SQUARE, Family, Stored, cols, rows
+
+PARTS = {
+    "heads": (
+        *rows("attention.self.query", "q"),
+        *rows("attention.self.key", "kv"),
+        *rows("attention.self.value", "kv"),
+        *cols("attention.output.dense", "q"),
+    ),
+    "channels": (*rows("intermediate.dense", "c"), *cols("output.dense", "c")),
+}
+SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "channels": "intermediate_size",
+}
+TASKS = (
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
+ATTRIBUTES = {"attention.self.num_attention_heads": "heads", "attention.self.all_head_size": "q"}
+LEFTOVERS = (r"position_ids$", r"\.pooler\.", r"^cls\.seq_relationship\.")  # of pre-training, read by no task's class
+
+FAMILY = Family(
+    model_type="bert",
+    classes=tuple(f"Bert{task}" for task in TASKS),
+    layers="bert.encoder.layer",
+    parts=PARTS,
+    sizes=SIZES,
+    fixed={"heads": SQUARE},
+    attributes=ATTRIBUTES,
+    stored=Stored(ignored=LEFTOVERS),
+)

@@ -1,0 +1,15 @@
+"""BLOOM: ALiBi positions, fused attention, an MLP always four times as wide as the model (`BloomForCausalLM`)."""
+
+from prune.model.family import Family, cols, rows
+
+FAMILY = Family(
+    model_type="bloom",
+    classes=("BloomForCausalLM",),
+    layers="transformer.h",
+    parts={"channels": (*rows("mlp.dense_h_to_4h", "c"), *cols("mlp.dense_4h_to_h", "c"))},
+    sizes={"layers": "n_layer", "width": "hidden_size", "heads": "n_head", "channels": "intermediate_size"},
+    fixed={"channels": "the MLP is four times as wide as the model, whatever the config says"},
+    refused={"heads": "a head's position slope follows from its number, for all layers at once"},
+    returns=2,
+    attention="eager",
+)

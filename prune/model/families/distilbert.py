@@ -1,0 +1,23 @@
+"""DistilBERT: BERT's sums, half as many layers, names of its own."""
+
+from prune.model.families.bert import LEFTOVERS, TASKS
+from prune.model.family import SQUARE, Family, Stored, cols, rows
+
+FAMILY = Family(
+    model_type="distilbert",
+    classes=tuple(f"DistilBert{task}" for task in TASKS),
+    layers="distilbert.transformer.layer",
+    parts={
+        "heads": (
+            *rows("attention.q_lin", "q"),
+            *rows("attention.k_lin", "kv"),
+            *rows("attention.v_lin", "kv"),
+            *cols("attention.out_lin", "q"),
+        ),
+        "channels": (*rows("ffn.lin1", "c"), *cols("ffn.lin2", "c")),
+    },
+    sizes={"layers": "n_layers", "width": "dim", "heads": "n_heads", "channels": "hidden_dim"},
+    fixed={"heads": SQUARE},
+    attributes={"attention.n_heads": "heads"},
+    stored=Stored(ignored=LEFTOVERS),
+)

@@ -1,0 +1,15 @@
+"""ELECTRA: BERT's layers behind embeddings that may be narrower."""
+
+from prune.model.families.bert import ATTRIBUTES, LEFTOVERS, PARTS, SIZES, TASKS
+from prune.model.family import SQUARE, Family, Stored
+
+FAMILY = Family(
+    model_type="electra",
+    classes=(*(f"Electra{task}" for task in TASKS), "ElectraForPreTraining"),
+    layers="electra.encoder.layer",
+    parts=PARTS,
+    sizes=SIZES,
+    fixed={"heads": SQUARE},
+    attributes=ATTRIBUTES,
+    stored=Stored(ignored=LEFTOVERS),
+)

@@ -1,0 +1,13 @@
+"""Granite: Llama's layers with multipliers on embeddings, attention and residuals (`GraniteForCausalLM`)."""
+
+from prune.model.families.llama import ATTENTION, ATTRIBUTES, MLP, SIZES
+from prune.model.family import Family
+
+FAMILY = Family(
+    model_type="granite",
+    classes=("GraniteForCausalLM",),
+    layers="model.layers",
+    parts={"heads": ATTENTION, "channels": MLP},
+    sizes=SIZES,
+    attributes=ATTRIBUTES,
+)

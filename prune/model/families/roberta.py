@@ -1,0 +1,15 @@
+"""RoBERTa: BERT's layers, positions counted past the padding."""
+
+from prune.model.families.bert import ATTRIBUTES, LEFTOVERS, PARTS, SIZES, TASKS
+from prune.model.family import SQUARE, Family, Stored
+
+FAMILY = Family(
+    model_type="roberta",
+    classes=tuple(f"Roberta{task}" for task in TASKS),
+    layers="roberta.encoder.layer",
+    parts=PARTS,
+    sizes=SIZES,
+    fixed={"heads": SQUARE},
+    attributes=ATTRIBUTES,
+    stored=Stored(ignored=LEFTOVERS),
+)

@@ -1,0 +1,213 @@
+"""One layer solved anew: what its linears should give, from the uncut layer, and what they now see, in the pruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prune.errors import PruneError
+from prune.model.walk import Visit
+from prune.remove import solve
+from prune.remove.stages import Stage, set_weights, silent, text, until_seen, watching, weight_of
+
+Linears = Literal["outputs", "all"]
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)  # tried for each stage
+DEFAULT_DAMPING = 1e-2  # where there is too little data to try
+HELD_OUT = 8  # one batch in so many judges a damping
+ADDS = 0.05  # relative difference up to which an output counts as added to the stream as it is; rounding is below it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How linears are solved. `share` of the pruned stream's error is added to what an output linear should give."""
+
+    share: float
+    own_stream: bool  # targets are what the uncut layer gives for the pruned stream
+    linears: Linears
+    damping: float | None  # None tries DAMPINGS on held-out batches
+    intercept: bool
+    only: frozenset[int] | None = None  # layers whose last output linear alone is solved; None solves all
+
+
+@dataclass(frozen=True)
+class Work:
+    """One layer's two visits, and the walk that goes on from the uncut one to `end`, the last layer dropped after it."""
+
+    dense: Visit
+    pruned: Visit
+    uncut: Iterator[Visit]
+    end: int
+    settings: Settings
+    additive: dict[str, bool]  # path of an output linear -> whether its output is added to the stream as it is
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A linear's new parameters by name ("weight", "bias"), and how they were found."""
+
+    path: str
+    values: dict[str, Tensor]
+    damping: float
+    raised: bool
+    tokens: int
+    inputs: int
+
+
+def solved(work: Work, todo: Sequence[Stage]) -> Iterator[Solved]:
+    """Solve stage after stage, each with the new weights of those before it in place.
+
+    The last output linear makes up for the dropped layers that follow, if there are any.
+    """
+    outputs = [stage for stage in todo if stage.output]
+    if not outputs:
+        return
+    last = outputs[-1]
+    _check_additive(work, last)
+    before: list[Tensor] = []  # by batch, (batch, length, width): see _look
+    for stage in todo:
+        if stage is last:
+            yield from _last(work, stage, before)
+        else:
+            yield from _inside(work, stage, last, before)
+
+
+def _check_additive(work: Work, last: Stage) -> None:
+    """Find out, once for each path, whether silencing the linear takes exactly its output from the stream."""
+    path = last.linears[0].path
+    if path not in work.additive:
+        with watching(work.dense.module, [path]) as seen:
+            whole = work.dense.forward(0)
+        with silent(work.dense.module, path):
+            without = work.dense.forward(0)
+        added = _output(seen[path]).reshape(whole.shape).float()
+        missed = torch.linalg.vector_norm((whole - without).float() - added)
+        work.additive[path] = bool(missed <= ADDS * torch.linalg.vector_norm(added))
+    if work.end > work.dense.index and not work.additive[path]:
+        raise PruneError(
+            f"layers cannot be folded into {path}: its output is not added to the stream as it is", where="fold"
+        )
+
+
+def _output(seen: tuple[Tensor, Tensor | None]) -> Tensor:
+    assert seen[1] is not None
+    return seen[1]
+
+
+def _look(work: Work, path: str, batch: int, out: Tensor, seen: tuple[Tensor, Tensor | None]) -> Tensor:
+    """What is kept of an uncut run for the last output linear: the stream before it adds to it, or its output."""
+    output = _output(seen).reshape(out.shape)
+    del batch
+    return out - output if work.additive[path] else output
+
+
+def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor]) -> Iterator[Solved]:
+    """Solve a stage that is not the layer's last output: its linears should give what they gave in the uncut model.
+
+    The first run of the uncut layer also notes what the last stage needs.
+    """
+    dense, pruned, path = work.dense, work.pruned, last.linears[0].path
+    paths = [linear.path for linear in stage.linears]
+    first = not before
+    pair = _Pair(work, stage)
+    for b in range(len(dense.batches)):
+        with watching(dense.module, [*paths, path]) as seen:
+            out = dense.forward(b)
+        if first:
+            dense.outputs.append(out)
+            before.append(_look(work, path, b, out, seen[path]))
+        mask = dense.mask(b)
+        rows = [(linear.rows, text(_output(seen[linear.path]), mask)) for linear in stage.linears]
+        wanted = torch.cat([found if kept is None else found[:, kept.to(found.device)] for kept, found in rows], dim=1)
+        if stage.output and work.settings.share and work.additive[path]:
+            wanted = wanted + work.settings.share * (text(dense.inputs[b], mask) - text(pruned.inputs[b], mask))
+        with watching(pruned.module, paths, stop=True) as mine:
+            until_seen(lambda b=b: pruned.forward(b))  # type: ignore[misc]
+        pair.add(b, text(mine[paths[0]][0], mask), wanted)
+    yield from pair.solve()
+
+
+def _last(work: Work, stage: Stage, before: list[Tensor]) -> Iterator[Solved]:
+    """Solve the layer's last output linear: the stream should leave the layer, and the dropped ones after, as it did."""
+    dense, pruned, path = work.dense, work.pruned, stage.linears[0].path
+    if not before:
+        for b in range(len(dense.batches)):
+            with watching(dense.module, [path]) as seen:
+                dense.outputs.append(dense.forward(b))
+            before.append(_look(work, path, b, dense.outputs[b], seen[path]))
+    ends = _run_to_end(work)
+    pair = _Pair(work, stage)
+    for b in range(len(dense.batches)):
+        mask = pruned.mask(b)
+        with watching(pruned.module, [path]) as mine:
+            out = text(pruned.forward(b), mask)
+        if work.additive[path]:
+            start = text(before[b], mask)
+            wanted = text(ends[b], mask) - start
+            if work.settings.share:
+                wanted = wanted + work.settings.share * (start - out + text(_output(mine[path]), mask))
+        else:
+            wanted = text(before[b], mask)
+        pair.add(b, text(mine[path][0], mask), wanted)
+        before[b] = before[b].new_empty(0)
+    yield from pair.solve()
+
+
+def _run_to_end(work: Work) -> list[Tensor]:
+    """What leaves the uncut layer, or the last of the dropped ones that follow it."""
+    visit = work.dense
+    while visit.index < work.end:
+        visit = next(work.uncut)
+    return visit.run()
+
+
+class _Pair:
+    """The sums of one stage: over batches that are fitted, and over those held out to judge a damping."""
+
+    def __init__(self, work: Work, stage: Stage):
+        self.settings = work.settings
+        self.stage = stage
+        self.modules = [work.pruned.module.get_submodule(linear.path) for linear in stage.linears]
+        count = len(work.pruned.batches)
+        every = min(HELD_OUT, count)
+        tried = work.settings.damping is None and count > 1
+        self.held_batches = {b for b in range(count) if b % every == every - 1} if tried else set()
+        self.fitted = self._none()
+        self.held = self._none() if tried else None
+
+    def _none(self) -> solve.Sums:
+        weights = [weight_of(module) for module in self.modules]
+        return solve.sums(weights[0].shape[1], sum(len(weight) for weight in weights), weights[0].device)
+
+    def add(self, batch: int, inputs: Tensor, wanted: Tensor) -> None:
+        """Add a batch's tokens: inputs (tokens, inputs), wanted outputs (tokens, outputs)."""
+        into = self.held if self.held is not None and batch in self.held_batches else self.fitted
+        solve.add(into, inputs, wanted)
+
+    def solve(self) -> Iterator[Solved]:
+        """Put new weights into the pruned layer, and give them."""
+        weight = torch.cat([weight_of(module).float() for module in self.modules])
+        biases = [module.bias for module in self.modules]
+        has_bias = all(bias is not None for bias in biases)
+        bias = torch.cat([b.data.float() for b in biases]) if has_bias else None  # type: ignore[union-attr]
+        intercept = self.settings.intercept and has_bias
+        damping, total = DEFAULT_DAMPING if self.settings.damping is None else self.settings.damping, self.fitted
+        if self.held is not None:
+            damping = solve.best_damping(self.fitted, self.held, weight, bias, DAMPINGS, intercept=intercept)
+            total = solve.both(self.fitted, self.held)
+        found = solve.ridge(total, weight, bias, damping=damping, intercept=intercept)
+        yield from self._apply(found, found.damping > damping, int(total.tokens))
+
+    def _apply(self, found: solve.Solution, raised: bool, tokens: int) -> Iterator[Solved]:
+        at = 0
+        for linear, module in zip(self.stage.linears, self.modules, strict=True):
+            size, inputs = weight_of(module).shape
+            bias = None if found.bias is None else found.bias[at : at + size]
+            values = set_weights(module, found.weight[at : at + size], bias)
+            at += size
+            yield Solved(linear.path, values, found.damping, raised, tokens, inputs)
+
+
