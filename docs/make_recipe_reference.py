@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from prune.recipe.bind import Option, describe, options, show
+from prune import steps
+from prune.recipe.bind import Option, describe, options, show, words
 from prune.recipe.load import Settings
 from prune.remove.score import criteria, criterion
 from prune.remove.score import options as criterion_options
 from prune.run import Calibration
-from prune.steps import STEPS
 
 PAGE = Path(__file__).parent / "recipe.md"
 INTRO = """\
@@ -46,7 +46,7 @@ A ratio is the share that is *removed*. Scores are high = keep.
 def page() -> str:
     """The whole reference."""
     parts = [INTRO, "## Keys\n", _section(Settings), "\n### calibration\n", _section(Calibration)]
-    parts += [part for word, function in STEPS.items() for part in (f"\n## {word}\n", _section(function))]
+    parts += [part for word, function in words(steps).items() for part in (f"\n## {word}\n", _section(function))]
     parts += ["\n## Criteria\n", *(_criterion(name) for name in criteria())]
     return "\n".join(parts) + "\n"
 

@@ -1,9 +1,12 @@
-"""What there is to name in a recipe: one file each, described by the first line of its docstring, and not imported."""
+"""What a recipe can name: one file each, described by the first paragraph of its docstring, and not imported."""
 
 from __future__ import annotations
 
 import ast
+from itertools import takewhile
 from pathlib import Path
+
+from prune.recipe.load import shelf
 
 _PACKAGE = Path(__file__).parent
 FOLDERS = {  # kind -> the folder that is its registry, and what every file in it defines
@@ -16,7 +19,8 @@ FOLDERS = {  # kind -> the folder that is its registry, and what every file in i
 def listing() -> dict[str, dict[str, str]]:
     """Kind -> name -> one line. Only source is read, so it answers before torch could be imported."""
     steps = {"steps": _functions(_PACKAGE / "steps.py")}
-    return steps | {kind: _files(_PACKAGE / folder, defines) for kind, (folder, defines) in FOLDERS.items()}
+    files = {kind: _files(_PACKAGE / folder, defines) for kind, (folder, defines) in FOLDERS.items()}
+    return steps | files | {"recipes": {name: _comment(path) for name, path in shelf().items()}}
 
 
 def _files(folder: Path, defines: str) -> dict[str, str]:
@@ -25,14 +29,23 @@ def _files(folder: Path, defines: str) -> dict[str, str]:
 
 
 def _functions(path: Path) -> dict[str, str]:
-    """The recipe words: the keys of STEPS, and the docstrings of the functions so named."""
-    body = _tree(path).body
-    tables = [
-        node.value for node in body if _names(ast.Module([node], [])) == {"STEPS"} and isinstance(node, ast.Assign)
-    ]
-    keys = [key for table in tables if isinstance(table, ast.Dict) for key in table.keys]
-    words = {key.value for key in keys if isinstance(key, ast.Constant)}
-    return {node.name: _line(node) for node in body if isinstance(node, ast.FunctionDef) and node.name in words}
+    """The recipe words, told as prune.recipe.bind tells them: public functions that take a `run` and give nothing."""
+    functions = [node for node in _tree(path).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+    return {node.name: _line(node) for node in functions if _takes_run(node) and _gives_nothing(node)}
+
+
+def _takes_run(node: ast.FunctionDef) -> bool:
+    return [argument.arg for argument in node.args.args] == ["run"]
+
+
+def _gives_nothing(node: ast.FunctionDef) -> bool:
+    return isinstance(node.returns, ast.Constant) and node.returns.value is None
+
+
+def _comment(path: Path) -> str:
+    """The comment a recipe opens with, up to its first empty line."""
+    lines = takewhile(lambda line: line.strip("# "), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
 
 
 def _names(tree: ast.Module) -> set[str]:

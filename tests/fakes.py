@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from prune import files
+from prune import cli, files
 from prune.errors import PruneError
-from prune.recipe import Parts, apply
+from prune.recipe import Parts, apply, loop
 from prune.run import Run
 
 
@@ -53,12 +54,25 @@ def remove(run: Run, *, count: Annotated[int, Field(ge=1)], plan: str | None = N
     run.model = FakeModel(small)
 
 
-def evaluate(run: Run, *, text: str | None = None, fail: bool = False, sleep: float = 0.0) -> None:  # noqa: ARG001
+def evaluate(
+    run: Run,
+    *,
+    text: str | None = None,  # noqa: ARG001
+    fail: bool = False,
+    crash: bool = False,
+    busy: bool = False,
+    sleep: float = 0.0,
+) -> None:
     """Counts letters."""
     if run.dry:
         return
     CALLS.append("evaluate")
     time.sleep(sleep)
+    if busy:  # minutes inside one call into C
+        print("busy", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    if crash:
+        raise RuntimeError("a bug\nof ours")
     if fail:
         raise PruneError("the text is too short")
     run.record["perplexity"] = {"data": "letters", "length": 1, "before": 2.0, "after": float("inf")}
@@ -104,11 +118,17 @@ def main() -> None:
     run(sys.argv[1])
 
 
-def command(module: str, *arguments: str) -> dict[str, Any]:
-    """The Popen arguments that call `module.main()` in a process with these arguments.
+def command_line() -> None:
+    """The real command line around the fake model and steps."""
+    loop.default_parts = lambda: PARTS
+    cli.main()
+
+
+def command(module: str, *arguments: str, call: str = "main") -> dict[str, Any]:
+    """The Popen arguments that call a function of a module in a process with these arguments.
 
     The process takes itself for the `prune` command, which does not import transformers just for importing prune.
     """
-    code = f"import sys; sys.argv[0] = 'prune'; import {module}; {module}.main()"
+    code = f"import sys; sys.argv[0] = 'prune'; import {module}; {module}.{call}()"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     return {"args": [sys.executable, "-c", code, *arguments], "env": environment, "stdout": subprocess.PIPE}

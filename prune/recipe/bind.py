@@ -38,6 +38,19 @@ class Option:
     required: bool
 
 
+def words(module: types.ModuleType) -> dict[str, Callable]:
+    """The recipe words a module defines: its public functions that take a `run` and give nothing back."""
+    functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value)}
+    return {name: function for name, function in functions.items() if _is_word(name, function, module)}
+
+
+def _is_word(name: str, function: Callable, module: types.ModuleType) -> bool:
+    if name.startswith("_") or function.__module__ != module.__name__:
+        return False
+    signature = inspect.signature(function, eval_str=True)
+    return next(iter(signature.parameters), None) == "run" and signature.return_annotation is None
+
+
 def options(function: Callable) -> dict[str, Option]:
     """The options of a function (a step without its `run`, or a dataclass), in the order of its signature."""
     hints = get_type_hints(function, include_extras=True)

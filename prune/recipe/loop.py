@@ -15,6 +15,7 @@ from prune.errors import PruneError
 from prune.progress import Progress, silenced
 from prune.recipe import keys, work
 from prune.recipe import output as outputs
+from prune.recipe.bind import words
 from prune.recipe.load import Recipe, Step, Words, load
 from prune.recipe.work import Done
 from prune.run import Run
@@ -91,8 +92,7 @@ def default_parts() -> Parts:
     from prune.model.open import open as open_model
     from prune.model.save import write
 
-    words = {word: getattr(steps, word) for word in steps.STEPS}
-    return Parts(words, open_model, write, data.fingerprint, pick_device)
+    return Parts(words(steps), open_model, write, data.fingerprint, pick_device)
 
 
 def pick_device(name: str) -> str:
@@ -144,7 +144,7 @@ def _prepare(
 
 def _rehearse(job: _Job) -> list[dict[str, Any]]:
     """All steps on shapes; the records they leave."""
-    model, records = job.original, []
+    model, records = job.original, list[dict[str, Any]]()
     for step in job.recipe.steps:
         run = _new_run(job, model, Path(os.devnull), len(records) + 1, dry=True)
         _call(step, run)
