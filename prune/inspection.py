@@ -34,9 +34,7 @@ def inspect(model: Model, *, length: int = 1024) -> dict[str, Any]:
     }
 
 
-def _kind(
-    model: Model, kind: str, parameters: int, flops: int, layer_flops: list[tuple[int, int]]
-) -> dict[str, Any]:
+def _kind(model: Model, kind: str, parameters: int, flops: int, layer_flops: list[tuple[int, int]]) -> dict[str, Any]:
     """One row: how many units, and what they hold together."""
     found = groups(model, kind)
     counts = [group.units for group in found]
@@ -70,6 +68,8 @@ def _held(model: Model, group: Group, *, matrices: bool = False) -> int:
 
 def _layer_flops(model: Model, layer: int, length: int) -> tuple[int, int]:
     """FLOPs per token of a layer's matrices, and of its attention products at a context of `length`."""
-    matrices = sum(prod(model.tensors.info[n].shape) for n in model.names(layer) if len(model.tensors.info[n].shape) > 1)
+    matrices = sum(
+        prod(model.tensors.info[n].shape) for n in model.names(layer) if len(model.tensors.info[n].shape) > 1
+    )
     sizes = model.sizes(layer)
     return 2 * matrices, 4 * length * sizes["heads"] * sizes["head_dim"]

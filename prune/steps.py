@@ -17,12 +17,13 @@ from torch import Tensor
 from prune import data, files
 from prune.errors import PruneError
 from prune.evaluation.evaluate import evaluate as measure
+from prune.exports.export import export as write_export
+from prune.exports.export import refuse
 from prune.model.groups import Group, Kind, groups
-from prune.model.model import Model
-from prune.model.save import load
 from prune.model.walk import Batch
 from prune.remove.choose import choose
 from prune.remove.cut import Plan, cut
+from prune.remove.describe import in_words, notes
 from prune.remove.prove import prove
 from prune.remove.score import check_criterion, needs_data, options, score
 from prune.run import Run
@@ -79,12 +80,18 @@ def remove(
             protect=protect,
         )
     small = cut(run.model, chosen)
-    run.record.update(_removed(run.model, small, found, chosen, criterion=None if plan else name))
-    _note_adjusted(run, found, chosen, ratio if plan is None else None, count, scope)
+    run.record.update(
+        criterion=name if plan is None else None,
+        removed=in_words(found, chosen, named=not run.dry),
+        parameters=[run.model.tensors.parameters, small.tensors.parameters],
+        bytes=[run.model.tensors.bytes, small.tensors.bytes],
+        saved_as=small.config.model_type,
+        notes=notes(run.model, small, found, chosen, ratio=ratio, count=count, scope=scope),
+    )
     if not run.dry:
-        run.record["proof"] = prove(run.model, chosen, small, _proof_batch(run), device=run.device, progress=run.progress)
-        if plan is None:
-            files.write_json(run.folder / "scores.json", {key: value.tolist() for key, value in scores.items()})
+        run.record["plan"] = chosen
+        batch = _proof_batch(run)
+        run.record["proof"] = prove(run.model, chosen, small, batch, device=run.device, progress=run.progress)
     run.model = small
 
 
@@ -134,7 +141,7 @@ def evaluate(
     if "perplexity" in found:
         run.record["perplexity"] = found["perplexity"]
     if "latency" in found:
-        run.timings.update(found["latency"])
+        run.timings.update(found["latency"], latency_seconds=list(found["latency"]["latency_seconds"].values()))
 
 
 evaluate.data = ("perplexity",)  # type: ignore[attr-defined]  # options that name text
@@ -145,19 +152,10 @@ def export(run: Run, *, format: Literal["onnx"] = "onnx") -> None:
 
     format: `onnx`, one graph with key-value cache under Optimum's names, run in ONNX Runtime.
     """
-    from prune.exports import onnx
-
-    reason = onnx.check(run.model.config)
-    if reason:
-        raise PruneError(reason, where="format")
     if run.dry:
-        return
-    module = load(run.model, dtype=torch.float32)
-    tokenizer = run.model.tokenizer() if any(name.startswith("tokenizer") for name in run.model.files) else None
-    run.record.update(onnx.export(module, tokenizer, run.folder / format))
-
-
-STEPS = {"remove": remove, "evaluate": evaluate, "export": export}
+        refuse(run.model, format)
+    else:
+        run.record.update(write_export(run.model, run.folder / format, format=format, progress=run.progress))
 
 
 def compute_dtype(device: str, dtype: str) -> torch.dtype | None:
@@ -186,9 +184,7 @@ def _criterion(given: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, A
     return next(iter(given.items()))
 
 
-def _scores(
-    run: Run, found: list[Group], name: str, settings: dict[str, Any], count: int | None
-) -> dict[str, Tensor]:
+def _scores(run: Run, found: list[Group], name: str, settings: dict[str, Any], count: int | None) -> dict[str, Tensor]:
     """Scores by the criterion; in a dry run, zeros of the right shapes after every check that needs no weights."""
     known = options(name)
     if "seed" in known:
@@ -237,57 +233,3 @@ def _read_plan(path: str) -> Plan:
     if not all(isinstance(kept, list) for kept in content.values()):
         raise PruneError("a plan maps each group to a list of kept units", where="plan")
     return content
-
-
-def _removed(big: Model, small: Model, found: list[Group], plan: Plan, *, criterion: str | None) -> dict[str, Any]:
-    """What the report says of a cut."""
-    words = {}
-    for kind in dict.fromkeys(group.kind for group in found):
-        own = {group.name: group for group in found if group.kind == kind and group.name in plan}
-        words[kind] = _in_words(kind, own, plan)
-    return {
-        "removed": words,
-        "criterion": criterion,
-        "plan": plan,
-        "parameters": [big.tensors.parameters, small.tensors.parameters],
-        "bytes": [big.tensors.bytes, small.tensors.bytes],
-        "saved_as": small.config.model_type,
-    }
-
-
-def _in_words(kind: str, own: dict[str, Group], plan: Plan) -> str:
-    lost = {name: group.units - len(plan[name]) for name, group in own.items()}
-    if kind == "layers":
-        group = own["layers"]
-        gone = sorted(set(range(group.units)) - set(plan["layers"]))
-        return f"{len(gone)} of {group.units}: {', '.join(map(str, gone)) or 'none'}"
-    if len(set(lost.values())) == 1 and len({group.units for group in own.values()}) == 1:
-        name, group = next(iter(own.items()))
-        return f"{lost[name]} of {group.units} in each of {len(own)} layers"
-    units = sum(group.units for group in own.values())
-    low, high = (min(lost.values()), max(lost.values())) if lost else (0, 0)
-    return f"{sum(lost.values())} of {units}, {low} to {high} a layer"
-
-
-def _note_adjusted(
-    run: Run, found: list[Group], plan: Plan, ratio: float | None, count: int | None, scope: str
-) -> None:
-    """Say where counts were moved to legal ones, and when the type changed."""
-    notes = run.record.setdefault("notes", [])
-    before, after = run.record["saved_as"], run.original.config.model_type
-    if before != after and run.model.config.model_type != before:
-        why = (
-            f"{after} configs refuse this shape; {before} computes exactly the same and loads in stock transformers"
-            if not before.startswith("prune_")
-            else "layers differ, so it loads with prune.load, or with the Auto classes once prune is imported"
-        )
-        notes.append(f"saved as {before}: {why}")
-    if scope == "layer" and (ratio is not None or count is not None):
-        for kind in dict.fromkeys(group.kind for group in found):
-            group = next((g for g in found if g.kind == kind and g.name in plan), None)
-            if group is None:
-                continue
-            asked = count if count is not None else round(group.units * (ratio or 0))
-            lost = group.units - len(plan[group.name])
-            if lost != asked:
-                notes.append(f"{kind}: {lost} of {group.units} removed, {asked} asked for: the nearest count that fits")
