@@ -60,7 +60,7 @@ def test_quiet_says_nothing_but_the_result(capsys):
     assert err == ""
     result = json.loads(out)
     assert (result["state"], result["output"]) == ("done", "out/small")
-    assert result["changes"]["parameters"] == {"before": 16, "after": 14}
+    assert result["changes"]["parameters"] == {"name": "parameters", "before": 16, "after": 14, "ratio": None}
     assert cli.run(["apply", "recipe.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["state"] == "unchanged"

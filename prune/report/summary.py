@@ -16,6 +16,7 @@ class Change(NamedTuple):
     name: str
     before: float
     after: float
+    ratio: float | None = None  # after / before, where it was measured as such
 
 
 def removed(steps: Records) -> list[tuple[str, str]]:
@@ -29,9 +30,9 @@ def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Chan
     measured = [step["record"]["perplexity"] for step in steps if step["record"].get("perplexity")]
     if measured and None not in (measured[-1].get("before"), measured[-1].get("after")):
         found.append(Change("perplexity", measured[-1]["before"], measured[-1]["after"]))
-    latency = [timing["latency_seconds"] for timing in timings if timing.get("latency_seconds")]
-    if latency:
-        found.append(Change("latency", *latency[-1]))
+    timed = [timing for timing in timings if timing.get("latency_seconds")]
+    if timed:
+        found.append(Change("latency", *timed[-1]["latency_seconds"], timed[-1].get("latency_ratio")))
     return [change for change in found if change]
 
 
@@ -42,7 +43,7 @@ def _from_first_to_last(name: str, steps: Records) -> Change | None:
 
 def rows(found: Sequence[Change]) -> list[tuple[str, str, str, str]]:
     """Changes as text: name, before, after, change."""
-    return [(c.name, _text(c.name, c.before), _text(c.name, c.after), _percent(c.before, c.after)) for c in found]
+    return [(c.name, _text(c.name, c.before), _text(c.name, c.after), _percent(c)) for c in found]
 
 
 def _text(name: str, value: float) -> str:
@@ -62,8 +63,9 @@ def size(count: float) -> str:
     raise AssertionError(count)
 
 
-def _percent(before: float, after: float) -> str:
-    return f"{(after / before - 1) * 100:+.1f} %" if before else ""
+def _percent(change: Change) -> str:
+    ratio = change.ratio or (change.after / change.before if change.before else None)
+    return f"{(ratio - 1) * 100:+.1f} %" if ratio else ""
 
 
 def notes(steps: Records) -> list[str]:
@@ -91,9 +93,7 @@ def as_data(state: str, output: object, steps: Records, timings: Sequence[dict[s
     return {
         "state": state,
         "output": str(output) if output else None,
-        "changes": {
-            change.name: {"before": change.before, "after": change.after} for change in changes(steps, timings)
-        },
+        "changes": {change.name: change._asdict() for change in changes(steps, timings)},
         "steps": list(steps),
         "timings": list(timings),
     }
@@ -129,7 +129,7 @@ def evaluation(found: dict[str, Any]) -> list[Table | str]:
         lines.append(("perplexity", f"{measured['model']:.3f}"))
         lines += [(name, flat(measured[name])) for name in ("data", "length", "stride", "tokens")]
     if seconds := found.get("latency", {}).get("latency_seconds"):
-        lines.append(("latency", _text("latency", seconds[0])))
+        lines.append(("latency", _text("latency", seconds["model"])))
     return [Table(("", ""), lines, frozenset())]
 
 
