@@ -32,7 +32,8 @@ def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Chan
         found.append(Change("perplexity", measured[-1]["before"], measured[-1]["after"]))
     timed = [timing for timing in timings if timing.get("latency_seconds")]
     if timed:
-        found.append(Change("latency", *timed[-1]["latency_seconds"], timed[-1].get("latency_ratio")))
+        before, after = timed[-1]["latency_seconds"]
+        found.append(Change("latency", before, after, timed[-1].get("latency_ratio")))
     return [change for change in found if change]
 
 
@@ -85,7 +86,28 @@ def blocks(output: object, steps: Records, timings: Sequence[dict[str, Any]]) ->
     gone = [(f"{kind} removed", "", "", how) for kind, how in removed(steps)]
     table = Table(("", "before", "after", "change"), [*gone, *rows(changes(steps, timings))], frozenset({1, 2}))
     last = f"files: {output}" if output else "checked: nothing was run or written"
-    return [*([table] if table.rows else []), *notes(steps), last]
+    return [*([table] if table.rows else []), *notes(steps), *needed(steps), *loaders(steps), last]
+
+
+def needed(steps: Records) -> list[str]:
+    """After a check: what the run will take, as far as shapes tell."""
+    needs = [step["record"]["needs"] for step in steps if step["record"].get("needs")]
+    if not needs:
+        return []
+    memory, disk = max(need["memory"] for need in needs), sum(need["disk"] for need in needs)
+    seconds = sum(need["seconds"] for need in needs)
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return [f"needs about: {size(memory)} of memory, {size(disk)} of disk, {time} of arithmetic"]
+
+
+def loaders(steps: Records) -> list[str]:
+    """What loads the result."""
+    types = [step["record"]["saved_as"] for step in steps if step["record"].get("saved_as")]
+    if not types:
+        return []
+    if types[-1].startswith("prune_"):
+        return [f"loads with: prune.load, or the Auto classes after `import prune` ({types[-1]}: layers differ)"]
+    return [f"loads with: stock transformers ({types[-1]})"]
 
 
 def as_data(state: str, output: object, steps: Records, timings: Sequence[dict[str, Any]]) -> dict[str, Any]:
