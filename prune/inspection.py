@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from prune.measure import layer_flops
 from prune.model.groups import KINDS, Group, groups, kinds
 from prune.model.model import Model
 
@@ -16,9 +17,9 @@ def inspect(model: Model, *, length: int = 1024) -> dict[str, Any]:
     a multiply-add as two; the attention products are counted in full, norms and activations are not.
     """
     parameters = model.tensors.parameters
-    layer_flops = [_layer_flops(model, layer, length) for layer in range(model.numbers["layers"])]
+    per_layer = [layer_flops(model, layer, length) for layer in range(model.numbers["layers"])]
     head = 2 * getattr(model.config, "vocab_size", 0) * model.numbers["width"]
-    flops = sum(weights + attention for weights, attention in layer_flops) + head
+    flops = sum(weights + attention for weights, attention in per_layer) + head
     return {
         "source": model.source,
         "model_type": model.config.model_type,
@@ -30,16 +31,16 @@ def inspect(model: Model, *, length: int = 1024) -> dict[str, Any]:
         "flops_per_token": flops,
         "length": length,
         **model.numbers,
-        "groups": [_kind(model, kind, parameters, flops, layer_flops) for kind in kinds(model)],
+        "groups": [_kind(model, kind, parameters, flops, per_layer) for kind in kinds(model)],
     }
 
 
-def _kind(model: Model, kind: str, parameters: int, flops: int, layer_flops: list[tuple[int, int]]) -> dict[str, Any]:
+def _kind(model: Model, kind: str, parameters: int, flops: int, per_layer: list[tuple[int, int]]) -> dict[str, Any]:
     """One row: how many units, and what they hold together."""
     found = groups(model, kind)
     counts = [group.units for group in found]
     held = sum(_held(model, group) for group in found)
-    attention = sum(attention for _, attention in layer_flops) if kind != "channels" else 0
+    attention = sum(attention for _, attention in per_layer) if kind != "channels" else 0
     work = 2 * sum(_held(model, group, matrices=True) for group in found) + attention
     return {
         "kind": kind,
@@ -64,12 +65,3 @@ def _held(model: Model, group: Group, *, matrices: bool = False) -> int:
             positions = shape[piece.dim] * (shape[0] if piece.stacked else 1)
             total += piece.index.numel() * prod(shape) // positions
     return total
-
-
-def _layer_flops(model: Model, layer: int, length: int) -> tuple[int, int]:
-    """FLOPs per token of a layer's matrices, and of its attention products at a context of `length`."""
-    matrices = sum(
-        prod(model.tensors.info[n].shape) for n in model.names(layer) if len(model.tensors.info[n].shape) > 1
-    )
-    sizes = model.sizes(layer)
-    return 2 * matrices, 4 * length * sizes["heads"] * sizes["head_dim"]

@@ -1,9 +1,15 @@
-"""What several rooms need and none owns: the loss of tokens under logits."""
+"""What several rooms need and none owns: token losses, the work in a layer, the speed of a device."""
 
 from __future__ import annotations
 
+import time
+from functools import cache
+from math import prod
+
 import torch
 from torch import Tensor
+
+from prune.model.model import Model
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> tuple[float, int]:
@@ -16,3 +22,22 @@ def token_loss(logits: Tensor, labels: Tensor) -> tuple[float, int]:
     chosen = logits[:, :-1][counted].float()  # (tokens, vocabulary)
     loss = torch.nn.functional.cross_entropy(chosen, targets[counted], reduction="sum")
     return loss.item(), int(counted.sum())
+
+
+def layer_flops(model: Model, layer: int, length: int) -> tuple[int, int]:
+    """FLOPs per token of a layer's matrices, and of its attention products at a context of `length` tokens."""
+    shapes = [model.tensors.info[name].shape for name in model.names(layer)]
+    sizes = model.sizes(layer)
+    return 2 * sum(prod(shape) for shape in shapes if len(shape) > 1), 4 * length * sizes["heads"] * sizes["head_dim"]
+
+
+@cache
+def flops_per_second(device: str, dtype: torch.dtype = torch.float32, width: int = 512) -> float:
+    """What a device does of `width`-wide matrix products, tried for a few hundredths of a second."""
+    a, b = (torch.ones(width, width, device=device, dtype=dtype) for _ in range(2))
+    (a @ b).sum().item()
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.03:
+        (a @ b).sum().item()
+        rounds += 1
+    return 2 * width**3 * rounds / (time.perf_counter() - start)

@@ -14,12 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prune import data, files
+from prune import data, files, forecast
 from prune.errors import PruneError
 from prune.evaluation.evaluate import evaluate as measure
 from prune.exports.export import export as write_export
 from prune.exports.export import refuse
 from prune.model.groups import Group, Kind, groups
+from prune.model.model import Model
 from prune.model.walk import Batch
 from prune.remove.choose import choose
 from prune.remove.cut import Plan, cut
@@ -88,7 +89,9 @@ def remove(
         saved_as=small.config.model_type,
         notes=notes(run.model, small, found, chosen, ratio=ratio, count=count, scope=scope),
     )
-    if not run.dry:
+    if run.dry:
+        run.record["needs"] = _remove_needs(run, small, walks=plan is None and needs_data(name))
+    else:
         run.record["plan"] = chosen
         batch = _proof_batch(run)
         run.record["proof"] = prove(run.model, chosen, small, batch, device=run.device, progress=run.progress)
@@ -125,6 +128,12 @@ def evaluate(
     if perplexity is not None:
         data.check(perplexity)
     if run.dry:
+        tokens = (samples or 256) * length if perplexity is not None else 0  # of the whole text not more is known
+        walks = forecast.walking(before, tokens=tokens, length=length, device=run.device, walks=2)
+        run.record["needs"] = walks
+        if speed:
+            loaded = forecast.whole(before, copies=2, tokens=0, device=run.device)
+            run.record["needs"] = forecast.together(walks, loaded)
         return
     found = measure(
         {"before": before, "after": after},
@@ -154,6 +163,8 @@ def export(run: Run, *, format: Literal["onnx"] = "onnx") -> None:
     """
     if run.dry:
         refuse(run.model, format)
+        parameters = run.model.tensors.parameters
+        run.record["needs"] = forecast.whole(run.model, copies=4, tokens=0, device="cpu", disk=4.0 * parameters)
     else:
         run.record.update(write_export(run.model, run.folder / format, format=format, progress=run.progress))
 
@@ -198,6 +209,19 @@ def _scores(run: Run, found: list[Group], name: str, settings: dict[str, Any], c
         return {group.name: torch.zeros(group.units) for group in found}
     text = calibration_batches(run) if needs_data(name) else None
     return score(run.model, found, text, criterion=name, **settings, **_place(run))
+
+
+def _remove_needs(run: Run, small: Model, *, walks: bool) -> dict[str, float]:
+    """What removing will take: the walk over the calibration data, the proof's two, and the new checkpoint."""
+    windows, tokens = PROOF_TOKENS
+    parts = [
+        forecast.walking(run.model, tokens=windows * tokens, length=tokens, device=run.device, walks=2),
+        forecast.writing(small),
+    ]
+    if walks and run.calibration is not None:
+        count = run.calibration.samples * run.calibration.length
+        parts.append(forecast.walking(run.model, tokens=count, length=run.calibration.length, device=run.device))
+    return forecast.together(*parts)
 
 
 def calibration_batches(run: Run) -> list[Batch]:

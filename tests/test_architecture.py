@@ -19,6 +19,7 @@ FLOORS = {
     "model": 3,
     "measure": 4,
     "inspection": 5,
+    "forecast": 5,
     "remove": 5,
     "evaluation": 5,
     "exports": 5,
