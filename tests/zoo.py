@@ -67,7 +67,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "d_kv": 12,
         "d_ff": 40,
         "num_layers": 2,
-        "num_decoder_layers": 3,
+        "num_decoder_layers": 2,
         "num_heads": 4,
         "decoder_start_token_id": 0,
     },

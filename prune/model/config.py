@@ -63,6 +63,9 @@ def _depth(model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int
     if any(not set(stack) & set(layers) for stack in stacks(model)):
         raise PruneError("an encoder and a decoder must each keep a layer", where="layers")
     encoder = sum(1 for layer in layers if layer < model.numbers.get("encoder_layers", 0))
+    if family.encoder and len(layers) > 2 * encoder:
+        why = "transformers counts a decoder's cache by the encoder's layers"
+        raise PruneError(f"a decoder may not keep more layers than its encoder: {why}", where="layers")
     values = _with(model, {"layers": len(layers) - encoder, "encoder_layers": encoder})
     for key in family.per_layer_lists:
         if isinstance(values.get(key), list):
@@ -164,3 +167,15 @@ def _class_name(family: Family, alias: str, name: str) -> str:
     """The alias's class of the same kind: LlamaForCausalLM -> MistralForCausalLM."""
     prefix = CONFIG_MAPPING[family.model_type].__name__.removesuffix("Config")
     return CONFIG_MAPPING[alias].__name__.removesuffix("Config") + name.removeprefix(prefix)
+
+
+def renamed(
+    architecture: type[PreTrainedModel], model_type: str, other: str
+) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """The config class of another stock type, and its class of the same kind as `architecture`."""
+    import transformers
+
+    ours, theirs = CONFIG_MAPPING[model_type], CONFIG_MAPPING[other]
+    suffix = architecture.__name__.removeprefix(ours.__name__.removesuffix("Config"))
+    found: type[PreTrainedModel] = getattr(transformers, theirs.__name__.removesuffix("Config") + suffix)
+    return theirs, found

@@ -115,11 +115,10 @@ def _holder(kind: str) -> str:
 def _layers(model: Model) -> list[Group]:
     count, encoder = model.numbers["layers"], model.numbers.get("encoder_layers", 0)
     whole = tuple(tuple(model.names(layer)) for layer in range(count))
-    return [
-        Group(
-            "layers", "layers", None, count, whole=whole, partitions=(tuple(range(count)),), minimum=2 if encoder else 1
-        )
-    ]
+    stacks: tuple[tuple[int, ...], ...] = (tuple(range(count)),)
+    if 2 * encoder == count:  # as many of each, or generation with a cache fails
+        stacks = (tuple(range(encoder)), tuple(range(encoder, count)))
+    return [Group("layers", "layers", None, count, whole=whole, partitions=stacks, minimum=2 if encoder else 1)]
 
 
 def _in_layers(model: Model, kind: str) -> list[Group]:

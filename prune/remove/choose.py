@@ -92,8 +92,12 @@ def _count(model: Model, group: Group, ratio: float | None, count: int | None, s
     if wanted == group.units:
         return wanted
     nearest = sorted(structural(group, step), key=lambda n: (abs(n - wanted), -n))
-    carried = {n for n in nearest if n < group.units and stock and legal(model, group, n)}
-    return next(n for n in nearest if n == group.units or n in carried or not carried)
+    if not stock:
+        return nearest[0]
+    found = next(n for n in nearest if n == group.units or legal(model, group, n))
+    if found < group.units or any(legal(model, group, n) for n in nearest if n < group.units):
+        return found
+    return nearest[0]  # no stock form at all: a checkpoint whose layers differ
 
 
 def structural(group: Group, step: int = 1) -> list[int]:

@@ -54,7 +54,7 @@ def checked(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Group]
             raise PruneError(f"a plan must keep at least {max(group.minimum, len(group.partitions))}", where=name)
         if len(kept) < group.units and min(counts) % group.multiple:
             raise PruneError(f"kept units of each expert must be a multiple of {group.multiple}", where=name)
-        if len(counts) > 1:
+        if len(counts) > 1 and group.kind in PARTITIONS:
             raise PruneError(f"{PARTITIONS[group.kind]} not {sorted(counts)}", where=name)
     return found
 

@@ -1,0 +1,244 @@
+"""Laws that hold for every family and every kind of group it offers, on tiny random models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig
+
+from prune.errors import PruneError
+from prune.model import family as families
+from prune.model.groups import Group, along, groups, kinds
+from prune.model.model import Model
+from prune.model.nonuniform import model_class
+from prune.model.open import open as open_model
+from prune.model.register import register
+from prune.model.save import load, save
+from prune.model.tensors import Tensors
+from prune.model.walk import logits
+from prune.remove.choose import choose
+from prune.remove.cut import cut
+from prune.remove.prove import prove
+from prune.remove.score import score
+from tests import zoo
+
+EACH = pytest.mark.parametrize("model_type", zoo.FAMILIES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads only get in the way of models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def opened(model_type: str) -> Model:
+    return open_model(zoo.module(model_type))
+
+
+def walked(model: Model, model_type: str) -> Tensor:
+    return next(iter(logits(model, [zoo.batch(model_type)])))
+
+
+def chosen(model: Model, kind: str | Sequence[str], ratio: float, **options: object) -> dict[str, list[int]]:
+    found = groups(model, kind)
+    return choose(model, found, score(model, found, criterion="random"), ratio=ratio, **options)  # type: ignore[arg-type]
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@EACH
+def test_the_walk_computes_what_the_model_computes(model_type: str) -> None:
+    expected = zoo.logits(zoo.module(model_type), zoo.batch(model_type))
+    assert close(walked(opened(model_type), model_type), expected, 1e-5)
+
+
+@EACH
+def test_masking_units_and_slicing_them_away_is_the_same(model_type: str) -> None:
+    model = opened(model_type)
+    for kind in kinds(model):
+        for ratio in (0.25, 0.5):
+            plan = chosen(model, kind, ratio)
+            small = cut(model, plan)
+            prove(model, plan, small, zoo.batch(model_type))  # raises when it is not
+            assert small.tensors.parameters <= model.tensors.parameters
+        assert small.tensors.parameters < model.tensors.parameters, kind
+
+
+@EACH
+def test_several_kinds_are_cut_together(model_type: str) -> None:
+    model = opened(model_type)
+    plan = chosen(model, [kind for kind in kinds(model) if kind != "query_heads"], 0.5)
+    small = cut(model, plan)
+    prove(model, plan, small, zoo.batch(model_type))
+    assert close(zoo.logits(load(small), zoo.batch(model_type)), walked(small, model_type))
+
+
+@EACH
+def test_removing_nothing_changes_nothing(model_type: str) -> None:
+    model = opened(model_type)
+    plan = {group.name: list(range(group.units)) for group in groups(model, kinds(model))}
+    same = cut(model, plan)
+    assert same.uniform
+    assert same.tensors.info == model.tensors.info
+    assert all(torch.equal(same.tensors.read(name), model.tensors.read(name)) for name in model.tensors.info)
+    assert torch.equal(
+        zoo.logits(load(same), zoo.batch(model_type)), zoo.logits(zoo.module(model_type), zoo.batch(model_type))
+    )
+
+
+@EACH
+def test_dead_units_cost_nothing(model_type: str) -> None:
+    model = opened(model_type)
+    for kind in set(kinds(model)) - {"layers", "experts"}:  # an expert whose output is zero still takes its share
+        plan = chosen(model, kind, 0.5)
+        dead = _deadened(model, groups(model, kind), plan)
+        assert close(walked(cut(dead, plan), model_type), walked(dead, model_type)), kind
+
+
+def _deadened(model: Model, found: Sequence[Group], plan: Mapping[str, Sequence[int]]) -> Model:
+    """The model with everything at zero that goes into and comes out of the units that the plan removes."""
+    zeroed = {name: model.tensors.read(name).clone() for name in model.tensors.info}
+    for group in found:
+        removed = sorted(set(range(group.units)) - set(plan[group.name]))
+        for piece in group.slices:
+            if piece.norm_of:
+                continue
+            tensor = zeroed[piece.name]
+            first = tensor.movedim(piece.dim, 1 if piece.stacked else 0)
+            flat = first.reshape(-1, *first.shape[2:]) if piece.stacked else first.clone()
+            flat[piece.index[removed].reshape(-1)] = 0
+            zeroed[piece.name] = flat.reshape(first.shape).movedim(1 if piece.stacked else 0, piece.dim).contiguous()
+    return replace(model, tensors=Tensors(model.tensors.info, zeroed.__getitem__))
+
+
+@EACH
+def test_layers_that_differ_reload_and_generate(model_type: str, tmp_path: Path) -> None:
+    model, family = opened(model_type), families.of(model_type)
+    plan = {group.name: _fewer(group) for group in groups(model, _narrowed(model)) if group.layer != 1}
+    if not family.differing:
+        with pytest.raises(PruneError, match="no form whose layers differ"):
+            cut(model, plan)
+        return
+    small = cut(model, plan)
+    assert not small.uniform
+    save(small, tmp_path / "small")
+    inputs = zoo.batch(model_type)
+    loaded = load(tmp_path / "small")
+    expected = zoo.logits(load(small), inputs)
+    assert torch.equal(zoo.logits(loaded, inputs), expected)
+    register()
+    assert type(AutoConfig.from_pretrained(tmp_path / "small")).__name__.startswith("Prune")
+    by_stock_code = model_class(model_type, type(zoo.module(model_type))).from_pretrained(tmp_path / "small")
+    assert torch.equal(zoo.logits(by_stock_code.eval(), inputs), expected)
+    again = open_model(tmp_path / "small")
+    assert [again.sizes(i) for i in range(3)] == [small.sizes(i) for i in range(3)]
+    layers = cut(again, {"layers": [0, 2]})  # a cut of a cut
+    assert close(walked(layers, model_type), zoo.logits(load(layers), inputs))
+    if model_type in zoo.GENERATES:
+        assert torch.equal(_generated(loaded, inputs, cache=True), _generated(loaded, inputs, cache=False))
+
+
+def _narrowed(model: Model) -> list[str]:
+    return [kind for kind in kinds(model) if kind not in ("layers", "query_heads")]
+
+
+def _fewer(group: Group) -> list[int]:
+    """About half of every partition, in a count that the group allows."""
+    half = max(group.minimum, len(group.partitions[0]) // 2)
+    each = half // group.multiple * group.multiple
+    return [unit for partition in group.partitions for unit in partition[-each:]]
+
+
+def _generated(model, inputs: dict[str, Tensor], *, cache: bool) -> Tensor:  # type: ignore[no-untyped-def]
+    given = {key: value for key, value in inputs.items() if not key.startswith("decoder_")}
+    return model.generate(**given, max_new_tokens=5, do_sample=False, use_cache=cache, pad_token_id=0)
+
+
+CLEAN = """
+import json, sys, torch, transformers
+from safetensors.torch import load_file
+torch.set_num_threads(1)
+found = {}
+for folder in sys.argv[1:]:
+    config = json.load(open(f"{folder}/config.json"))
+    given = load_file(f"{folder}/../given.safetensors")
+    expected = given.pop("expected")
+    cls = getattr(transformers, config["architectures"][0])
+    model, info = cls.from_pretrained(folder, output_loading_info=True)
+    with torch.no_grad():
+        logits = model.eval()(**given).logits
+    row = {"equal": torch.equal(logits, expected), "type": config["model_type"],
+           "clean": not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))}
+    if hasattr(model, "generate") and "pixel_values" not in given:
+        given = {key: value for key, value in given.items() if not key.startswith("decoder_")}
+        tokens = [model.generate(**given, max_new_tokens=5, do_sample=False, use_cache=c, pad_token_id=0) for c in (True, False)]
+        row["generates"] = torch.equal(*tokens)
+    found[folder] = row
+assert "prune" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    """Every family cut alike in all layers, every kind that has a stock form, loaded by a process without prune."""
+    root = tmp_path_factory.mktemp("stock")
+    folders = {}
+    for model_type in zoo.FAMILIES:
+        model = opened(model_type)
+        able = [kind for kind in kinds(model) if kind != "query_heads" and kind not in model.family.fixed]
+        small = cut(model, chosen(model, able, 0.5))
+        assert small.uniform, model_type
+        folder = root / model_type / "small"
+        folder.parent.mkdir()
+        save(small, folder)
+        inputs = zoo.batch(model_type)
+        save_file({**inputs, "expected": zoo.logits(load(folder), inputs)}, folder.parent / "given.safetensors")
+        folders[model_type] = str(folder)
+    done = subprocess.run([sys.executable, "-c", CLEAN, *folders.values()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {model_type: found[folder] for model_type, folder in folders.items()}
+
+
+@EACH
+def test_stock_transformers_loads_a_uniform_cut_bit_for_bit(
+    model_type: str, reloaded: dict[str, dict[str, object]]
+) -> None:
+    assert reloaded[model_type]["equal"]
+    assert reloaded[model_type]["clean"]
+    assert reloaded[model_type].get("generates", True)
+
+
+def test_what_cannot_be_cut_says_why() -> None:
+    with pytest.raises(PruneError, match="slope"):
+        groups(opened("bloom"), "heads")
+    with pytest.raises(PruneError, match="position bias"):
+        groups(opened("t5"), "heads")
+    with pytest.raises(PruneError, match="remove heads instead"):
+        groups(opened("gpt2"), "query_heads")
+    with pytest.raises(PruneError, match=r"docs/families\.md"):
+        families.of("mamba")
+
+
+def test_along_sums_everything_else() -> None:
+    (group,) = (g for g in groups(opened("mixtral"), "channels") if g.layer == 0)
+    (down,) = group.consumers
+    weight = opened("mixtral").tensors.read(down.name)  # (experts, width, inner)
+    assert torch.allclose(along(down, weight), weight.sum(1).reshape(-1))
