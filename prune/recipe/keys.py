@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
+def own_source() -> str:
+    """A digest of prune's own code: between two releases a change of it is a change of version too."""
+    folder = Path(prune.__file__).parent
+    return digest({str(path.relative_to(folder)): files.sha256(path) for path in sorted(folder.rglob("*.py"))})
+
+
 def chain(recipe: Recipe, model: dict[str, str], reads: list[dict[str, Any]], device: str) -> list[str]:
     """One key per step, each made of the one before, the call, and the bytes it reads.
 
     `model` is the fingerprint of the model's files, `reads` what `inputs` gave for each step.
     """
-    key = digest([FORMAT, versions(), model, recipe.seed, recipe.dtype, device])
+    key = digest([FORMAT, versions(), own_source(), model, recipe.seed, recipe.dtype, device])
     keys = []
     for step, read in zip(recipe.steps, reads, strict=True):
         key = digest([key, step.word, step.bound, read])
