@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from prune.model.groups import Group
+from prune.model.model import Model
+from prune.model.walk import Batch, Visit, walk
 
 OUT = -1e30  # a router logit whose softmax is exactly zero in every dtype
 
@@ -82,3 +86,49 @@ def without(router: nn.Module, experts: Tensor) -> Iterator[None]:
     finally:
         handle.remove()
         module.weight, module.hidden_dim = weight, width
+
+
+def summed(
+    model: Model,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    value: Callable[[Call], Tensor],
+    **options: Any,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per group of experts, the sum of `value` (n,) over each expert's tokens and the number of those, from one walk.
+
+    Both are float32 (experts,); padding is left out. `options` are those of the walk.
+    """
+    found = {}
+    by_layer = {group.layer: group for group in groups}
+    for visit in walk(model, batches, **options):
+        group = by_layer.get(visit.index)
+        if group is not None:
+            found[group.name] = _summed_here(visit, module_of(group, model.layer(visit.index)), group.units, value)
+    return found
+
+
+def module_of(group: Group, root: str) -> str:
+    """The path, within the layer at `root`, of the module that holds a group's stacked experts."""
+    stacked = next(piece.name for piece in group.slices if piece.role == "follower")
+    return stacked.removeprefix(root + ".").rpartition(".")[0]
+
+
+def _summed_here(visit: Visit, path: str, experts: int, value: Callable[[Call], Tensor]) -> tuple[Tensor, Tensor]:
+    total, count = torch.zeros(experts), torch.zeros(experts)
+    state: dict[str, Tensor | None] = {}
+
+    def watch(call: Call) -> Tensor:
+        mask = state["mask"]
+        kept = slice(None) if mask is None else mask.reshape(-1)[call.tokens]
+        values = value(call)[kept]
+        total[call.expert] += values.sum().cpu()
+        count[call.expert] += len(values)
+        return call.inner
+
+    visit.outputs = []
+    with one_by_one(visit.module.get_submodule(path), watch):
+        for batch in range(len(visit.batches)):
+            state["mask"] = visit.mask(batch)
+            visit.outputs.append(visit.forward(batch))
+    return total, count
