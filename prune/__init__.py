@@ -21,6 +21,30 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from prune.data import batches as batches
+    from prune.data import windows as windows
+    from prune.errors import PruneError as PruneError
+    from prune.evaluation.evaluate import evaluate as evaluate
+    from prune.evaluation.perplexity import perplexity as perplexity
+    from prune.exports.export import export as export
+    from prune.files import verify as verify
+    from prune.inspection import inspect as inspect
+    from prune.model.groups import Group as Group
+    from prune.model.groups import Slice as Slice
+    from prune.model.groups import groups as groups
+    from prune.model.model import Model as Model
+    from prune.model.open import open as open
+    from prune.model.save import load as load
+    from prune.model.save import save as save
+    from prune.model.walk import walk as walk
+    from prune.recipe import apply as apply
+    from prune.recipe import check as check
+    from prune.remove.choose import choose as choose
+    from prune.remove.cut import cut as cut
+    from prune.remove.prove import prove as prove
+    from prune.remove.score import score as score
+
 _HOMES = {
     "PruneError": "prune.errors",
     "Group": "prune.model.groups",

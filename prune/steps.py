@@ -154,6 +154,7 @@ def evaluate(
 
 
 evaluate.data = ("perplexity",)  # type: ignore[attr-defined]  # options that name text
+evaluate.calibrated = False  # type: ignore[attr-defined]  # never looks at the calibration data
 
 
 def export(run: Run, *, format: Literal["onnx"] = "onnx") -> None:
@@ -167,6 +168,9 @@ def export(run: Run, *, format: Literal["onnx"] = "onnx") -> None:
         run.record["needs"] = forecast.whole(run.model, copies=4, tokens=0, device="cpu", disk=4.0 * parameters)
     else:
         run.record.update(write_export(run.model, run.folder / format, format=format, progress=run.progress))
+
+
+export.calibrated = False  # type: ignore[attr-defined]
 
 
 def compute_dtype(device: str, dtype: str) -> torch.dtype | None:

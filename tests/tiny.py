@@ -25,7 +25,9 @@ COMMON = {
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def tiny_model(model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+def tiny_model(
+    model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> PreTrainedModel:
     """A model with weights large enough that every unit matters."""
     config = CONFIG_MAPPING[model_type](**{**COMMON, **changes})
     torch.manual_seed(seed)

@@ -38,7 +38,7 @@ def forward_latency(
             for name, model in models.items():
                 taken[name].append(_forward(model, inputs[name]))
             rounds += 1
-    first, last = list(models)[0], list(models)[-1]
+    first, *_, last = [*models, *models]
     ratios = [after / before for before, after in zip(taken[first], taken[last], strict=True)]
     return {
         "latency_seconds": {name: statistics.median(own) for name, own in taken.items()},

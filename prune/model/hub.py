@@ -22,7 +22,7 @@ def looks_like_id(source: str) -> bool:
 
 
 def fetch(source: str, revision: str | None) -> Path:
-    """The local snapshot of a Hub model, downloaded where needed: its safetensors and small files, no code, no pickle."""
+    """The local snapshot of a Hub model, downloaded where needed: safetensors and small files, no code, no pickle."""
     read_config(_snapshot(source, revision, SMALL))  # an unknown family is refused before the weights travel
     return _snapshot(source, revision, [*SMALL, "*.safetensors"])
 

@@ -46,5 +46,5 @@ def _pair(found: Any) -> tuple[Any, Any]:
 
 
 def _classes(auto: Any, config: type[PreTrainedConfig]) -> tuple[type[PreTrainedModel], ...]:
-    found = auto._model_mapping[config] if config in auto._model_mapping else ()
+    found = auto._model_mapping.get(config, ())
     return found if isinstance(found, tuple) else (found,)

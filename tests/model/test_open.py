@@ -161,7 +161,9 @@ def test_an_unknown_family_is_refused_before_its_weights_are_downloaded(
 ) -> None:
     change_config(folder, model_type="strange")
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, allow_patterns, **__: asked.append(allow_patterns) or folder)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, allow_patterns, **__: asked.append(allow_patterns) or folder
+    )
     with pytest.raises(PruneError, match="unknown model family 'strange'"):
         open_model("owner/name")
     assert not any("*.safetensors" in patterns for patterns in asked)

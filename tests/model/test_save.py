@@ -103,7 +103,10 @@ def test_plain_transformers_refuses_what_it_cannot_build(tmp_path: Path) -> None
     for name, plan in {"heads": {"layers.0.heads": [0, 1]}, "channels": {"layers.1.channels": [0, 1, 2]}}.items():
         save(cut(model, plan), tmp_path / name)
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, tmp_path / "heads", tmp_path / "channels"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PLAIN, tmp_path / "heads", tmp_path / "channels"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["refused"] * 4, done.stdout
 

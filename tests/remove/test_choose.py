@@ -16,7 +16,9 @@ from prune.remove.cut import cut
 from tests.tiny import tiny_model
 
 
-def plan_for(what: str | list[str], scores: dict[str, list[float]] | None = None, *, model: Any = None, **options: Any) -> dict:
+def plan_for(
+    what: str | list[str], scores: dict[str, list[float]] | None = None, *, model: Any = None, **options: Any
+) -> dict:
     model = model or open_model(tiny_model("mistral"))
     found = groups(model, what)
     given = {g.name: torch.arange(g.units, dtype=torch.float32) for g in found}

@@ -66,7 +66,9 @@ def test_magnitude_is_the_size_of_all_slices(norm: int) -> None:
 def hidden_states(module: nn.Module, batch: dict) -> list[torch.Tensor]:
     """What enters each layer, and what leaves the last (before the final norm)."""
     kept = []
-    handles = [layer.register_forward_hook(lambda _, args, out: kept.extend([args[0], out])) for layer in module.model.layers]
+    handles = [
+        layer.register_forward_hook(lambda _, args, out: kept.extend([args[0], out])) for layer in module.model.layers
+    ]
     with torch.no_grad():
         module(**batch)
     for handle in handles:
