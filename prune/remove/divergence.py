@@ -1,4 +1,4 @@
-"""How far a cut model's predictions are from the uncut one's: mean Kullback-Leibler divergence per position, in nats."""
+"""How far a cut model's predictions are from the uncut one's: mean Kullback-Leibler divergence per position."""
 
 from __future__ import annotations
 

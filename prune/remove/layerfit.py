@@ -1,4 +1,4 @@
-"""One layer solved anew: what its linears should give, from the uncut layer, and what they now see, in the pruned one."""
+"""One layer solved anew: what its linears should give, by the uncut one, for what they see in the pruned one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prune.errors import PruneError
 from prune.model.walk import Visit
@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Work:
-    """One layer's two visits, and the walk that goes on from the uncut one to `end`, the last layer dropped after it."""
+    """One layer's two visits, and the walk that goes on from the uncut one to `end`, the last one dropped after it."""
 
     dense: Visit
     pruned: Visit
@@ -97,10 +97,9 @@ def _output(seen: tuple[Tensor, Tensor | None]) -> Tensor:
     return seen[1]
 
 
-def _look(work: Work, path: str, batch: int, out: Tensor, seen: tuple[Tensor, Tensor | None]) -> Tensor:
+def _look(work: Work, path: str, out: Tensor, seen: tuple[Tensor, Tensor | None]) -> Tensor:
     """What is kept of an uncut run for the last output linear: the stream before it adds to it, or its output."""
     output = _output(seen).reshape(out.shape)
-    del batch
     return out - output if work.additive[path] else output
 
 
@@ -118,7 +117,7 @@ def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor]) -> Iter
             out = dense.forward(b)
         if first:
             dense.outputs.append(out)
-            before.append(_look(work, path, b, out, seen[path]))
+            before.append(_look(work, path, out, seen[path]))
         mask = dense.mask(b)
         rows = [(linear.rows, text(_output(seen[linear.path]), mask)) for linear in stage.linears]
         wanted = torch.cat([found if kept is None else found[:, kept.to(found.device)] for kept, found in rows], dim=1)
@@ -127,17 +126,17 @@ def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor]) -> Iter
         with watching(pruned.module, paths, stop=True) as mine:
             until_seen(lambda b=b: pruned.forward(b))  # type: ignore[misc]
         pair.add(b, text(mine[paths[0]][0], mask), wanted)
-    yield from pair.solve()
+    yield from pair.solved()
 
 
 def _last(work: Work, stage: Stage, before: list[Tensor]) -> Iterator[Solved]:
-    """Solve the layer's last output linear: the stream should leave the layer, and the dropped ones after, as it did."""
+    """Solve the layer's last output linear: the stream should leave it, and the dropped ones after, as it did."""
     dense, pruned, path = work.dense, work.pruned, stage.linears[0].path
     if not before:
         for b in range(len(dense.batches)):
             with watching(dense.module, [path]) as seen:
                 dense.outputs.append(dense.forward(b))
-            before.append(_look(work, path, b, dense.outputs[b], seen[path]))
+            before.append(_look(work, path, dense.outputs[b], seen[path]))
     ends = _run_to_end(work)
     pair = _Pair(work, stage)
     for b in range(len(dense.batches)):
@@ -153,7 +152,7 @@ def _last(work: Work, stage: Stage, before: list[Tensor]) -> Iterator[Solved]:
             wanted = text(before[b], mask)
         pair.add(b, text(mine[path][0], mask), wanted)
         before[b] = before[b].new_empty(0)
-    yield from pair.solve()
+    yield from pair.solved()
 
 
 def _run_to_end(work: Work) -> list[Tensor]:
@@ -187,13 +186,12 @@ class _Pair:
         into = self.held if self.held is not None and batch in self.held_batches else self.fitted
         solve.add(into, inputs, wanted)
 
-    def solve(self) -> Iterator[Solved]:
+    def solved(self) -> Iterator[Solved]:
         """Put new weights into the pruned layer, and give them."""
         weight = torch.cat([weight_of(module).float() for module in self.modules])
-        biases = [module.bias for module in self.modules]
-        has_bias = all(bias is not None for bias in biases)
-        bias = torch.cat([b.data.float() for b in biases]) if has_bias else None  # type: ignore[union-attr]
-        intercept = self.settings.intercept and has_bias
+        biases = [module.bias.data.float() for module in self.modules if isinstance(module.bias, Tensor)]
+        bias = torch.cat(biases) if len(biases) == len(self.modules) else None
+        intercept = self.settings.intercept and bias is not None
         damping, total = DEFAULT_DAMPING if self.settings.damping is None else self.settings.damping, self.fitted
         if self.held is not None:
             damping = solve.best_damping(self.fitted, self.held, weight, bias, DAMPINGS, intercept=intercept)
@@ -209,5 +207,3 @@ class _Pair:
             values = set_weights(module, found.weight[at : at + size], bias)
             at += size
             yield Solved(linear.path, values, found.damping, raised, tokens, inputs)
-
-

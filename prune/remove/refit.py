@@ -1,0 +1,199 @@
+"""Refit: after a cut, every output linear is solved anew, in closed form, for what it gave in the uncut model.
+
+Both models are walked side by side, and layer after layer the linears that write to the residual stream are given the
+weights that, from what the pruned stream now feeds them, come closest to the uncut model's outputs: ridge least squares
+toward the old weights, an idea as old as the optimal brain surgeon (https://arxiv.org/abs/2402.07033 and
+https://arxiv.org/abs/2310.06694 among those who apply it to transformers). Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from prune.errors import PruneError
+from prune.model import slots
+from prune.model.config import stacks
+from prune.model.model import Model
+from prune.model.overlay import Changes, changed
+from prune.model.walk import Batch, walk
+from prune.progress import Progress
+from prune.remove.cut import checked, cut, positions
+from prune.remove.divergence import divergence
+from prune.remove.layerfit import Linears, Settings, Solved, Work, solved
+from prune.remove.stages import stages
+
+Target = Literal["auto", "dense", "pruned", "residual"]
+TRIALS: tuple[Target, ...] = ("dense", "residual", "pruned")
+TRIAL_WINDOWS = (8, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
+
+
+SHARES = {"dense": 0.0, "residual": 0.5, "pruned": 0.0}
+
+
+def refit(
+    model: Model,
+    plan: Mapping[str, Sequence[int]],
+    batches: Sequence[Batch],
+    *,
+    reference: Model | None = None,
+    target: Target = "auto",
+    linears: Linears = "outputs",
+    damping: float | None = None,
+    intercept: bool = True,
+    scratch: Path | None = None,
+    record: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Cut `model` as `plan` says and solve its output linears anew against `reference` (default: `model` uncut).
+
+    `batches` are calibration batches of token ids (batch, length). `target` is what a linear should give: "dense", its
+    output in the reference; "residual", that and half of what the pruned stream has missed so far; "pruned", what the
+    uncut layer gives for the pruned stream; "auto", whichever leaves the least KL divergence on held-out windows.
+    `linears` "all" also solves what feeds the output linears (q, k, v, gate, up), against their outputs in the
+    reference. `damping` is the ridge toward the old weights, a multiple of the mean of the Gram's diagonal; None picks
+    it for each linear on held-out batches. With `intercept` biases are solved too where the stock config has a slot.
+
+    New weights are held in memory, or in files in `scratch`, which must outlive the result. `record` is given what
+    was chosen and what had to be raised. Sums are float32 or better whatever `dtype` (None: as stored) computes.
+    Raises PruneError when the reference has other layers than the model.
+    """
+    reference = model if reference is None else reference
+    _check_reference(model, reference)
+    record = {} if record is None else record
+    small = cut(model, plan)
+    small = slots.opened(small) if intercept else small
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
+    common: dict[str, Any] = {"linears": linears, "damping": damping, "intercept": intercept}
+    if target == "auto":
+        target = _best_target(model, reference, small, plan, batches, common, record, place)
+    record.update(
+        target=target, linears=linears, intercept=small.tensors.parameters > cut(model, plan).tensors.parameters
+    )
+    settings = Settings(SHARES[target], target == "pruned", **common)
+    return fitted(model, reference, small, plan, batches, settings, Changes(scratch), record, place, progress)
+
+
+def _check_reference(model: Model, reference: Model) -> None:
+    for number in ("layers", "width"):
+        if model.numbers[number] != reference.numbers[number]:
+            raise PruneError(
+                f"the reference has {reference.numbers[number]} {number}, the model {model.numbers[number]};"
+                " refit against the step's own input",
+                where="refit",
+            )
+
+
+def _best_target(
+    model: Model,
+    reference: Model,
+    small: Model,
+    plan: Mapping[str, Sequence[int]],
+    batches: Sequence[Batch],
+    common: Mapping[str, Any],
+    record: dict[str, Any],
+    place: Mapping[str, Any],
+) -> Target:
+    """The target whose refit on some windows leaves the least divergence on others."""
+    fit, judge = _trial_windows(batches)
+    if not fit:
+        return "residual"
+    found: dict[str, float] = {}
+    for name in TRIALS:
+        settings = Settings(SHARES[name], name == "pruned", **{**common, "linears": "outputs"})
+        trial = fitted(model, reference, small, plan, fit, settings, Changes(), {}, place, None)
+        found[name] = divergence(trial, reference, judge, **place)
+    record["divergence"] = found
+    return min(TRIALS, key=found.__getitem__)
+
+
+def _trial_windows(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Windows to fit a trial on and others to judge it on; none when there are too few."""
+    total = sum(
+        len(batch["input_ids"]) if "input_ids" in batch else len(next(iter(batch.values()))) for batch in batches
+    )
+    fit, judge = (min(most, total // 4) for most in TRIAL_WINDOWS)
+    return (taken(batches, 0, fit), taken(batches, fit, fit + judge)) if fit and judge else ([], [])
+
+
+def taken(batches: Sequence[Batch], start: int, stop: int) -> list[Batch]:
+    """Windows `start` to `stop` of all batches, as batches."""
+    found, seen = [], 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        low, high = max(start - seen, 0), min(stop - seen, size)
+        if low < high:
+            found.append({key: value[low:high] for key, value in batch.items()})
+        seen += size
+    return found
+
+
+def fitted(
+    model: Model,
+    reference: Model,
+    small: Model,
+    plan: Mapping[str, Sequence[int]],
+    batches: Sequence[Batch],
+    settings: Settings,
+    changes: Changes,
+    record: dict[str, Any],
+    place: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Model:
+    """`small`, the cut of `model`, with its linears solved anew in one walk along the reference."""
+    kept = positions(model, checked(model, plan), plan)
+    layers = list(plan.get("layers", range(model.numbers["layers"])))
+    uncut = walk(reference, batches, progress=progress, **place)
+    touched = reference is not model
+    additive: dict[str, bool] = {}
+    for pruned, layer in zip(walk(small, batches, **place), layers, strict=True):
+        dense = next(visit for visit in uncut if visit.index == layer)
+        if settings.own_stream:
+            dense.inputs[:] = pruned.inputs
+        here = _within(kept, model.layer(layer))
+        end = _end(model, layers, layer)
+        touched = touched or bool(here) or end > layer
+        if not touched or (settings.only is not None and layer not in settings.only):
+            continue
+        inner = settings.linears == "all" and _same_shapes(model, reference, layer)
+        todo = stages(small, pruned.index, here, inner=inner)
+        todo = todo if settings.only is None else [stage for stage in todo if stage.output][-1:]
+        for found in solved(Work(dense, pruned, uncut, end, settings, additive), todo):
+            _keep(changes, record, small.layer(pruned.index), found)
+    for _ in uncut:  # dropped layers may come last
+        pass
+    return changed(small, changes)
+
+
+def _within(kept: Mapping[str, Mapping[int, Tensor]], root: str) -> dict[str, Mapping[int, Tensor]]:
+    """Kept positions of one layer's parameters, by their name in the layer."""
+    return {name.removeprefix(root + "."): dims for name, dims in kept.items() if name.startswith(root + ".")}
+
+
+def _end(model: Model, layers: Sequence[int], layer: int) -> int:
+    """The last of the dropped layers that follow a kept one, or the layer itself."""
+    stack = next(stack for stack in stacks(model) if layer in stack)
+    later = [other for other in layers if other > layer and other in stack]
+    return (later[0] if later else stack[-1] + 1) - 1
+
+
+def _same_shapes(model: Model, reference: Model, layer: int) -> bool:
+    return model.sizes(layer) == reference.sizes(layer)
+
+
+def _keep(changes: Changes, record: dict[str, Any], root: str, found: Solved) -> None:
+    """Put a linear's new weights among the changes, and what had to be done for them on record."""
+    name = f"{root}.{found.path}"
+    for leaf, value in found.values.items():
+        changes.put(f"{name}.{leaf}", value)
+    record.setdefault("dampings", {})[name] = found.damping
+    if found.raised:
+        record.setdefault("raised", []).append(name)
+    if found.tokens < found.inputs:
+        record.setdefault("few_tokens", []).append(name)

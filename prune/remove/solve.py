@@ -1,0 +1,124 @@
+"""Ridge least squares from running sums: the weights that best give wanted outputs for the inputs a linear now sees.
+
+Sums over tokens are all that is kept, so any number of tokens is solved in the memory of one Gram matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DOUBLE_UP_TO = 4096  # inputs; wider Grams are summed and solved in float32
+LEAST_DAMPING = 1e-8  # what a damping of zero is raised to when the Gram is singular
+TRIES = 16  # tenfold steps of damping; the last is far above any rounding error
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over tokens of inputs x and wanted outputs t; `add` changes the tensors in place."""
+
+    gram: Tensor  # (inputs, inputs), sum of x x'
+    cross: Tensor  # (inputs, outputs), sum of x t'
+    inputs: Tensor  # (inputs,)
+    outputs: Tensor  # (outputs,)
+    energy: Tensor  # (), sum of |t|^2
+    tokens: Tensor  # ()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A linear's new weight (outputs, inputs) and bias (outputs,), and the damping that it took to find them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    damping: float
+
+
+def sums(inputs: int, outputs: int, device: str | torch.device = "cpu") -> Sums:
+    """Sums of no tokens, in float64 where that is affordable."""
+    double = inputs <= DOUBLE_UP_TO and torch.device(device).type != "mps"
+    kind = torch.float64 if double else torch.float32
+    shapes: list[tuple[int, ...]] = [(inputs, inputs), (inputs, outputs), (inputs,), (outputs,), (), ()]
+    return Sums(*(torch.zeros(shape, dtype=kind, device=device) for shape in shapes))
+
+
+def add(into: Sums, x: Tensor, target: Tensor) -> None:
+    """Add tokens: inputs (tokens, inputs) and wanted outputs (tokens, outputs), float32."""
+    into.gram.add_(x.T @ x)
+    into.cross.add_(x.T @ target)
+    into.inputs.add_(x.sum(0))
+    into.outputs.add_(target.sum(0))
+    into.energy.add_(target.square().sum())
+    into.tokens.add_(len(x))
+
+
+def part(whole: Sums, kept: Tensor) -> Sums:
+    """The sums of some of the inputs, by their positions (kept,)."""
+    gram = whole.gram.index_select(0, kept).index_select(1, kept)
+    return Sums(gram, whole.cross[kept], whole.inputs[kept], whole.outputs, whole.energy, whole.tokens)
+
+
+def both(one: Sums, other: Sums) -> Sums:
+    """The sums over the tokens of both."""
+    return Sums(*(getattr(one, name) + getattr(other, name) for name in Sums.__dataclass_fields__))
+
+
+def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, intercept: bool = False) -> Solution:
+    """The weight W (and with `intercept` the bias) that minimises |t - W x - b|^2 + damping x D |W - W0|^2.
+
+    D is the mean of the Gram's diagonal and W0 the `weight` (outputs, inputs) that stands there now; without
+    `intercept` the `bias` (outputs,) stays as it is. `damping` is raised tenfold until Cholesky succeeds, and what
+    was used is given back.
+    """
+    gram, cross = _centred(found, bias, intercept)
+    scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    used = damping
+    factor = None
+    for _ in range(TRIES):
+        damped = gram.clone()
+        damped.diagonal().add_(used * scale)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed and bool(torch.isfinite(factor).all()):
+            break
+        used = max(used * 10, LEAST_DAMPING)
+    assert factor is not None
+    start = weight.to(gram)
+    solved = torch.cholesky_solve(cross + used * scale * start.T, factor).T
+    if intercept:
+        bias = (found.outputs - solved @ found.inputs) / found.tokens
+    return Solution(solved.to(weight.dtype), None if bias is None else bias.to(weight.dtype), used)
+
+
+def _centred(found: Sums, bias: Tensor | None, intercept: bool) -> tuple[Tensor, Tensor]:
+    """Gram and cross sums with means taken out (an intercept takes them up), or with a fixed bias taken out."""
+    if intercept:
+        mean = found.inputs / found.tokens
+        return found.gram - torch.outer(mean, found.inputs), found.cross - torch.outer(mean, found.outputs)
+    if bias is None:
+        return found.gram, found.cross
+    return found.gram, found.cross - torch.outer(found.inputs, bias.to(found.inputs))
+
+
+def error(found: Sums, weight: Tensor, bias: Tensor | None = None) -> float:
+    """The mean over tokens of |t - W x - b|^2, from the sums alone."""
+    w = weight.to(found.gram)
+    total = found.energy - 2 * (w.T * found.cross).sum() + ((w @ found.gram) * w).sum()
+    if bias is not None:
+        b = bias.to(found.gram)
+        total = total + found.tokens * b.square().sum() + 2 * b @ (w @ found.inputs - found.outputs)
+    return (total / found.tokens).item()
+
+
+def best_damping(
+    fitted: Sums, held: Sums, weight: Tensor, bias: Tensor | None, choices: Iterable[float], *, intercept: bool = False
+) -> float:
+    """The damping among `choices` whose solution for the fitted tokens errs least on the tokens held out."""
+
+    def miss(damping: float) -> float:
+        found = ridge(fitted, weight, bias, damping=damping, intercept=intercept)
+        return error(held, found.weight.to(held.gram), found.bias)
+
+    return min(choices, key=miss)

@@ -1,0 +1,181 @@
+"""Refit solves what it says it solves, changes nothing where nothing was cut, and brings a cut model nearer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import prune
+from prune.errors import PruneError
+from prune.model.groups import groups
+from prune.model.open import open as open_model
+from prune.model.save import load, save
+from prune.remove import solve
+from prune.remove.choose import choose
+from prune.remove.cut import cut
+from prune.remove.divergence import divergence
+from prune.remove.refit import refit
+from tests import zoo
+from tests.tiny import padded_batch, tiny_model, token_ids
+
+BATCHES = [padded_batch(0), {"input_ids": token_ids(8, 40)}, {"input_ids": token_ids(8, 40, seed=1)}]
+JUDGE = [{"input_ids": token_ids(4, 40, seed=7)}]
+
+
+def plan_for(model: prune.Model, ratio: float = 0.25) -> dict[str, list[int]]:
+    found = groups(model, ["channels", "heads"])
+    return choose(model, found, prune.score(model, found, BATCHES), ratio=ratio)
+
+
+def example(tokens: int = 60, inputs: int = 5, outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor, solve.Sums]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, inputs, generator=generator) + 0.5
+    t = torch.randn(tokens, outputs, generator=generator) - 1
+    found = solve.sums(inputs, outputs)
+    for part in (slice(0, 20), slice(20, tokens)):
+        solve.add(found, x[part], t[part])
+    return x, t, found
+
+
+def test_ridge_is_the_formula() -> None:
+    x, t, found = example()
+    weight = torch.ones(3, 5)
+    gram = (x.T @ x).double()
+    pull = 0.1 * gram.diagonal().mean()
+    expected = torch.linalg.solve(gram + pull * torch.eye(5), (x.T @ t).double() + pull * weight.T.double()).T
+    torch.testing.assert_close(solve.ridge(found, weight, None, damping=0.1).weight, expected.float())
+
+
+def test_an_intercept_is_least_squares_with_a_column_of_ones() -> None:
+    x, t, found = example()
+    expected = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1), t).solution.T
+    solution = solve.ridge(found, torch.zeros(3, 5), torch.zeros(3), damping=0.0, intercept=True)
+    torch.testing.assert_close(solution.weight, expected[:, :-1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(solution.bias, expected[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_error_from_sums_is_the_mean_squared_error() -> None:
+    x, t, found = example()
+    weight, bias = torch.randn(3, 5), torch.randn(3)
+    expected = (t - x @ weight.T - bias).square().sum(1).mean().item()
+    assert solve.error(found, weight, bias) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_singular_gram_is_damped_until_it_can_be_solved() -> None:
+    found = solve.sums(4, 2)
+    solve.add(found, torch.ones(3, 4), torch.ones(3, 2))
+    solution = solve.ridge(found, torch.zeros(2, 4), None, damping=0.0)
+    assert solution.damping > 0
+    torch.testing.assert_close(solution.weight, torch.full((2, 4), 0.25), atol=1e-3, rtol=1e-3)
+
+
+def test_damping_is_picked_on_what_was_held_out() -> None:
+    _, _, few = example(tokens=21, inputs=18)
+    _, _, many = example(tokens=2000, inputs=18)
+    assert solve.best_damping(few, many, torch.zeros(3, 18), None, (1e-6, 10.0)) == 10.0
+
+
+def test_nothing_cut_changes_nothing() -> None:
+    model = open_model(tiny_model("llama"))
+    whole = {group.name: list(range(group.units)) for group in groups(model, ["channels", "heads"])}
+    same = refit(model, whole, BATCHES, target="dense", intercept=False)
+    assert all(torch.equal(same.tensors.read(name), model.tensors.read(name)) for name in model.tensors.info)
+
+
+def test_the_first_output_linear_is_ridge_on_what_the_cut_stream_feeds_it() -> None:
+    module = tiny_model("llama")
+    model = open_model(module)
+    plan = {"layers.0.heads": [0, 1, 3]}
+    found = refit(model, plan, BATCHES, target="dense", damping=1e-2, intercept=False)
+    name = "model.layers.0.self_attn.o_proj"
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    module.get_submodule(name).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    inputs, outputs = [], []
+    for batch in BATCHES:
+        with torch.no_grad():
+            module(**batch)
+        text = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        inputs.append(seen[-1][0][text])
+        outputs.append(seen[-1][1][text])
+    kept = torch.tensor([i for i in range(48) if i // 12 != 2])  # attention before its output is untouched by the cut
+    x, y = torch.cat(inputs)[:, kept].double(), torch.cat(outputs).double()
+    pull = 1e-2 * (x.T @ x).diagonal().mean()
+    old = module.get_submodule(name).weight.detach()[:, kept].double()
+    expected = torch.linalg.solve(x.T @ x + pull * torch.eye(36), x.T @ y + pull * old.T).T
+    torch.testing.assert_close(found.tensors.read(f"{name}.weight"), expected.float(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["auto", "residual", "pruned"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gemma2"])
+def test_a_refit_model_is_nearer_to_the_uncut_one(family: str, target: str) -> None:
+    model = open_model(zoo.module(family) if family not in ("llama", "qwen2") else tiny_model(family))
+    found = groups(model, "channels")
+    plan = choose(model, found, prune.score(model, found, BATCHES), ratio=0.5)
+    better = refit(model, plan, BATCHES, target=target)  # type: ignore[arg-type]
+    assert divergence(better, model, JUDGE) < divergence(cut(model, plan), model, JUDGE)
+
+
+@pytest.mark.parametrize("linears", ["outputs", "all"])
+def test_on_a_trained_model_half_of_the_loss_is_won_back(linears: str) -> None:
+    model = prune.open("bundled")
+    text = prune.batches("python-docs", model.tokenizer(), samples=16, length=128)
+    held = prune.windows("python-docs", model.tokenizer(), length=128, samples=8)
+    found = groups(model, ["channels", "heads"])
+    plan = choose(model, found, prune.score(model, found, text), ratio=0.25)
+    record: dict = {}
+    better = refit(model, plan, text, linears=linears, record=record)  # type: ignore[arg-type]
+    assert divergence(better, model, held) < 0.5 * divergence(cut(model, plan), model, held)
+    assert set(record["divergence"]) == {"dense", "residual", "pruned"}
+    assert record["target"] == min(record["divergence"], key=record["divergence"].get)
+
+
+def test_what_lies_in_scratch_is_what_is_held_in_memory(tmp_path) -> None:
+    model = open_model(tiny_model("llama"))
+    plan = plan_for(model)
+    held = refit(model, plan, BATCHES, target="dense")
+    lying = refit(model, plan, BATCHES, target="dense", scratch=tmp_path)
+    assert list(tmp_path.iterdir())
+    assert all(torch.equal(held.tensors.read(name), lying.tensors.read(name)) for name in held.tensors.info)
+
+
+def test_dropped_layers_are_made_up_for_by_the_one_before() -> None:
+    model = open_model(tiny_model("llama", num_hidden_layers=4))
+    plan = {"layers": [0, 1, 3]}
+    better = refit(model, plan, BATCHES, target="dense")
+    assert divergence(better, model, JUDGE) < divergence(cut(model, plan), model, JUDGE)
+
+
+@pytest.mark.parametrize(("heads", "saved_as"), [(0.5, "llama"), (0.25, "seed_oss")])
+def test_biases_are_solved_where_a_stock_config_has_slots(heads: float, saved_as: str, tmp_path) -> None:
+    model = open_model(tiny_model("llama", hidden_size=64, head_dim=8))
+    found = groups(model, "heads")
+    plan = choose(model, found, prune.score(model, found, BATCHES), ratio=heads)
+    better = refit(model, plan, BATCHES, target="dense")
+    save(better, tmp_path / "small")
+    again = open_model(tmp_path / "small")
+    assert again.config.model_type == better.config.model_type == saved_as
+    assert again.tensors.read("model.layers.1.mlp.down_proj.bias").abs().sum() > 0
+    with torch.no_grad():
+        expected = load(better)(JUDGE[0]["input_ids"]).logits
+        assert torch.equal(load(again)(JUDGE[0]["input_ids"]).logits, expected)
+
+
+def test_bfloat16_weights_are_solved_in_higher_precision() -> None:
+    model = open_model(tiny_model("llama", dtype=torch.bfloat16))
+    plan = plan_for(model)
+    better = refit(model, plan, BATCHES, target="dense")
+    assert {info.dtype for info in better.tensors.info.values()} == {torch.bfloat16}
+    assert divergence(better, model, JUDGE) < divergence(cut(model, plan), model, JUDGE)
+
+
+def test_too_few_tokens_are_damped_and_noted() -> None:
+    model = open_model(tiny_model("llama"))
+    record: dict = {}
+    refit(model, plan_for(model), [{"input_ids": token_ids(1, 8)}], target="dense", record=record)
+    assert "model.layers.0.mlp.down_proj" in record["few_tokens"]
+
+
+def test_a_reference_with_other_layers_is_refused() -> None:
+    model, other = open_model(tiny_model("llama")), open_model(tiny_model("llama", num_hidden_layers=2))
+    with pytest.raises(PruneError, match="the reference has 2 layers, the model 3"):
+        refit(model, plan_for(model), BATCHES, reference=other)
