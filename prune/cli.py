@@ -144,9 +144,10 @@ def evaluate(model: str, *, revision: str | None, device: str, dtype: str, **opt
 @click.option("--revision", help="Of a Hub model.")
 def export(model: str, out: Path, *, kind: str, revision: str | None, progress: Progress) -> Shown:
     """Write MODEL to the folder OUT in a format that others serve."""
-    with progress.track(f"exporting {model}"):
-        found = prune.export(prune.open(model, revision=revision), out, format=kind)
-    return found, [f"{name}: {value}" for name, value in found.items()] + [f"files: {out}"], 0
+    from prune.report import summary
+
+    found = prune.export(prune.open(model, revision=revision), out, format=kind, progress=progress)
+    return found, summary.exported(found, out), 0
 
 
 @command

@@ -92,6 +92,12 @@ def test_the_manifest_has_what_it_takes_to_make_the_output_again():
     assert tree("again") == tree("elsewhere")
 
 
+def test_the_licence_of_the_base_model_is_carried_over():
+    Path("big/README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# big\n")
+    run("recipe.yaml")
+    assert "\nlicense: mit\n" in Path("out/small/README.md").read_text()
+
+
 def test_nothing_to_do_does_nothing():
     run("recipe.yaml")
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
@@ -166,9 +172,11 @@ def test_a_change_of_version_or_of_a_plan_file_changes_the_keys(monkeypatch):
     Path("plan.json").write_text("{ }")
     run("recipe.yaml", keep_steps=True, overwrite=True)
     assert CALLS == ["remove", "evaluate", "export"]
-    monkeypatch.setattr(keys, "versions", lambda: {"prune": "another"})
-    run("recipe.yaml", overwrite=True)
-    assert CALLS[3:] == ["remove", "remove", "evaluate", "export"]
+    for changed, value in (("versions", {"prune": "another"}), ("own_source", "edited")):
+        CALLS.clear()
+        monkeypatch.setattr(keys, changed, lambda value=value: value)
+        run("recipe.yaml", overwrite=True)
+        assert CALLS == ["remove", "remove", "evaluate", "export"]
 
 
 def test_a_damaged_step_is_not_trusted():

@@ -93,12 +93,17 @@ class Recipe:
     document: Document
 
 
-def load(recipe: str | Path | dict, words: Words, *, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in a file, of a packaged name, or in a dict, with `overrides` such as "steps.0.ratio=0.5" applied.
+def document_of(recipe: str | Path | dict) -> Document:
+    """The document in a file, of a packaged recipe's name, or around a dict. PruneError as `find` and `read`."""
+    return Document("recipe", dict(recipe)) if isinstance(recipe, dict) else read(find(recipe))
+
+
+def load(recipe: str | Path | dict | Document, words: Words, *, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe with `overrides` such as "steps.0.ratio=0.5" applied, and its steps bound to the functions in `words`.
 
     PruneError, one line with its place, for everything that can be known without opening the model.
     """
-    document = Document("recipe", dict(recipe)) if isinstance(recipe, dict) else read(find(recipe))
+    document = recipe if isinstance(recipe, Document) else document_of(recipe)
     for text in overrides:
         document = override(document, text, words)
     settings = Settings(**bind(Settings, document.value, document, (), kind="key"))

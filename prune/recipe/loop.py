@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from prune.progress import Progress, silenced
 from prune.recipe import keys, work
 from prune.recipe import output as outputs
 from prune.recipe.bind import words
-from prune.recipe.load import Recipe, Step, Words, load
+from prune.recipe.document import Document
+from prune.recipe.load import Recipe, Step, Words, document_of, load
 from prune.recipe.work import Done
 from prune.run import Run
 
@@ -71,10 +73,16 @@ def apply(
     `overwrite`, and a folder that is not ours never. With `dry_run` it stops after the checks. PruneError, with its
     place in the recipe, for everything the user can mend; nothing has been written then.
     """
-    parts = parts or default_parts()
+    document = document_of(recipe)  # before torch is imported: a slip in the file is answered at once
+    parts, progress = parts or default_parts(), progress or Progress(quiet=True)
     with silenced():
         job = _prepare(
-            recipe, parts, output=output, overrides=overrides, device=device, progress=progress or Progress(quiet=True)
+            document,
+            parts,
+            output=output,
+            overrides=overrides,
+            device=device,
+            progress=progress,
         )
         if dry_run:
             return Result("checked", None, _rehearse(job))
@@ -116,7 +124,7 @@ class _Job:
 
 
 def _prepare(
-    recipe: str | Path | dict,
+    document: Document,
     parts: Parts,
     *,
     output: Any,
@@ -125,7 +133,7 @@ def _prepare(
     progress: Progress,
 ) -> _Job:
     """Everything that is known before a weight is read: the recipe, the data it names, and the opened model."""
-    loaded = load(recipe, parts.words, overrides=overrides)
+    loaded = load(document, parts.words, overrides=overrides)
     try:
         chosen = parts.device(device or loaded.device)
     except PruneError as error:
@@ -193,23 +201,19 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
     with work.opened(target) as folder:
         if standing := outputs.standing(target, chain[-1], overwrite=overwrite, restart=restart):
             return _unchanged(job, standing, target)  # another run has just ended
-        folders = [
-            work.folder(folder, i, step.word, key)
-            for i, (step, key) in enumerate(zip(job.recipe.steps, chain, strict=True))
-        ]
-        work.keep_only(folder, set() if restart else set(folders))
-        finished = _steps(job, folders, chain)
+        places = [work.folder(folder, *place) for place in zip(count(1), (s.word for s in job.recipe.steps), chain)]
+        work.keep_only(folder, set() if restart else set(places))
+        finished = _steps(job, places, chain)
         content = outputs.manifest(job.recipe, chain[-1], job.device, model_files, job.reads, finished)
         with files.staged(target, overwrite=overwrite) as staging:
-            table = outputs.assemble(staging, list(zip(folders, finished, strict=True)))
+            table = outputs.assemble(staging, list(zip(places, finished, strict=True)))
             if outputs.last_checkpoint(finished) is None:
                 table |= job.parts.write(job.original, staging)
             outputs.seal(staging, content, table, [done.timings for done in finished], _licence(job.original))
         if not keep_steps:
             files.discard(folder)
-    return Result(
-        "done", job.output, content["steps"], [done.timings for done in finished], folder if keep_steps else None
-    )
+    timings = [done.timings for done in finished]
+    return Result("done", job.output, content["steps"], timings, folder if keep_steps else None)
 
 
 def _whole(job: _Job) -> Any:

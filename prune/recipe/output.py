@@ -29,8 +29,8 @@ def refuse(target: Path, model: str) -> None:
 
 
 def refuse_full_disk(target: Path, expected: list[dict[str, Any]]) -> None:
-    """PruneError when the checkpoints of all steps (records of a dry run, with `bytes`) will not fit on the disk."""
-    needed = sum(step["record"]["bytes"][1] for step in expected if "bytes" in step["record"])
+    """PruneError when what all steps will write (`needs` in the records of a dry run) will not fit on the disk."""
+    needed = sum(step["record"].get("needs", {}).get("disk", 0) for step in expected)
     standing = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(standing).free
     if needed > free:

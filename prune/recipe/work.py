@@ -95,9 +95,9 @@ def refuse_foreign(work: Path) -> None:
             )
 
 
-def folder(work: Path, position: int, word: str, key: str) -> Path:
-    """Where a step is kept; `position` counts from 0."""
-    return work / f"{position + 1}-{word}-{key[:12]}"
+def folder(work: Path, number: int, word: str, key: str) -> Path:
+    """Where a step is kept; `number` counts from 1."""
+    return work / f"{number}-{word}-{key[:12]}"
 
 
 def keep_only(work: Path, wanted: set[Path]) -> None:

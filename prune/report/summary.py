@@ -155,6 +155,14 @@ def evaluation(found: dict[str, Any]) -> list[Table | str]:
     return [Table(("", ""), lines, frozenset())]
 
 
+def exported(found: dict[str, Any], out: object) -> list[Table | str]:
+    """What `export` prints: the files with their sizes, and the other things its record says."""
+    sizes = found.get("files", {})
+    lines = [(name, size(count)) for name, count in sizes.items()] if isinstance(sizes, dict) else []
+    rest = [f"{name}: {flat(value)}" for name, value in found.items() if name != "files"]
+    return [*([Table(("file", "size"), lines, frozenset({1}))] if lines else []), *rest, f"files: {out}"]
+
+
 def flat(value: Any) -> str:
     """A value, or the values of a mapping, on one line."""
     return ", ".join(str(inner) for inner in value.values() if inner) if isinstance(value, dict) else str(value)
