@@ -248,4 +248,4 @@ def _chunks(tensors: Tensors, names: list[str]) -> Iterator[bytes | memoryview]:
         tensor = tensors.read(name).detach().cpu().contiguous()
         assert tuple(tensor.shape) == info.shape and tensor.dtype == info.dtype, (name, tensor.shape, info)
         if prod(info.shape):
-            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ def config_class(family_name: str) -> type[PreTrainedConfig]:
 
 
 @cache
-def model_class(family_name: str, stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def model_class(family_name: str, stock: Any) -> type[PreTrainedModel]:
     """The stock class with layers as narrow as its config says, e.g. PruneLlamaForCausalLM."""
     family = families.of(family_name)
 
