@@ -152,15 +152,21 @@ def evaluation(found: dict[str, Any]) -> list[Table | str]:
         lines += [(name, flat(measured[name])) for name in ("data", "length", "stride", "tokens")]
     if seconds := found.get("latency", {}).get("latency_seconds"):
         lines.append(("latency", _text("latency", seconds["model"])))
-    return [Table(("", ""), lines, frozenset())]
+    return [Table(("what", "value"), lines)]
 
 
 def exported(found: dict[str, Any], out: object) -> list[Table | str]:
     """What `export` prints: the files with their sizes, and the other things its record says."""
     sizes = found.get("files", {})
     lines = [(name, size(count)) for name, count in sizes.items()] if isinstance(sizes, dict) else []
-    rest = [f"{name}: {flat(value)}" for name, value in found.items() if name != "files"]
+    rest = [f"{name}: {_pairs(value)}" for name, value in found.items() if name != "files"]
     return [*([Table(("file", "size"), lines, frozenset({1}))] if lines else []), *rest, f"files: {out}"]
+
+
+def _pairs(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return "; ".join(f"{name.replace('_', ' ')} {inner}" for name, inner in value.items())
 
 
 def flat(value: Any) -> str:
