@@ -45,7 +45,8 @@ MLP {mlp}, tied embeddings, bf16 |
 | Tokenizer | byte-level BPE of {vocab} tokens, trained on the same text |
 | Text | CPython {python}: the language reference topics (`pydoc_data.topics`), the standard library's docstrings \
 and its source; {unique:.1f} million tokens |
-| Held out | about 5 % of the topics and modules, chosen by the hash of their names; never trained on |
+| Held out | about 5 % of the topics and modules, chosen by the hash of their names; never trained on. \
+Other Python versions have somewhat other text |
 | Training | {seen:.1f} million tokens seen in {minutes:.0f} minutes, windows of {length} tokens, {batch} a step, \
 AdamW, learning rate {lr:g} warmed up and brought down along a cosine, seed {seed} |
 | Hardware | {hardware} |
@@ -61,7 +62,7 @@ Trained with
 python -m prune.bundled.train --out DIR --minutes {minutes:.0f} --batch {batch} --lr {lr:g} --seed {seed}
 ```
 
-The schedule follows the clock, so another run gives other weights of much the same quality.
+The schedule follows the clock: the same minutes on a faster machine see more text and give a better model.
 """
 
 
