@@ -46,7 +46,7 @@ def choose(
         own = [group for group in groups if group.kind == kind]
         open_ = [group for group in own if group.name not in safe]
         alike = len(open_) == len(own)
-        step = multiple_of if kind == "channels" else 1
+        step = multiple_of if kind in ("channels", "traced") else 1
         if scope == "layer" or kind == "layers":
             for group in open_:
                 kept = _count(model, group, ratio, count, step, stock=alike)
@@ -109,7 +109,7 @@ def structural(group: Group, step: int = 1) -> list[int]:
 
 def legal(model: Model, group: Group, kept: int) -> bool:
     """Whether a stock config carries this many units in every layer."""
-    if group.kind == "layers":
+    if group.kind in ("layers", "traced"):
         return True
     sizes = model.sizes(group.layer or 0)
     if group.kind == "heads":

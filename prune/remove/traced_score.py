@@ -1,0 +1,105 @@
+"""Scores for the channels of a traced network: the same criteria as elsewhere, gathered from its plain forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prune.errors import PruneError
+from prune.model.groups import Group, along
+from prune.remove.criteria import magnitude, random, wanda
+from prune.remove.gather import Statistics
+from prune.remove.traced import Traced, evaluating
+
+Criterion = Literal["magnitude", "wanda", "taylor", "random"]
+Loss = Callable[[Any, Any], Tensor]
+
+
+def score(
+    traced: Traced,
+    batches: Iterable[tuple[Any, Any]] = (),
+    *,
+    criterion: Criterion = "wanda",
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """One float32 tensor (channels,) per group, high = keep.
+
+    `batches` are pairs of inputs and targets; wanda looks at the inputs, taylor at `loss(output, target)` too
+    (first order: the loss that the channel's consumers would lose without it, Molchanov et al.,
+    https://arxiv.org/abs/1906.10771). Raises PruneError when data or the loss are missing.
+    """
+    pairs = list(batches)
+    if criterion in ("wanda", "taylor") and not pairs:
+        raise PruneError(f"criterion {criterion!r} looks at data; give batches of inputs and targets")
+    if criterion == "taylor":
+        if loss is None:
+            raise PruneError("criterion 'taylor' needs a loss: a function of output and target")
+        return _taylor(traced, pairs, loss)
+    weights = dict(traced.module.named_parameters())
+    groups = [replace(g, slices=tuple(s for s in g.slices if s.name in weights)) for g in traced.groups]
+    if criterion == "random":
+        return {g.name: random.score(g, weights.__getitem__, {}, seed=seed) for g in groups}
+    with torch.no_grad():
+        if criterion == "magnitude":
+            return {g.name: magnitude.score(g, weights.__getitem__, {}) for g in groups}
+        squares = _squares(traced, pairs)
+        return {g.name: wanda.score(g, weights.__getitem__, squares) for g in groups}
+
+
+def _squares(traced: Traced, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Statistics]:
+    """The mean square of every input channel of every consumer, over all positions."""
+    names = {piece.name for group in traced.groups for piece in group.consumers}
+    sums = dict.fromkeys(names, torch.zeros(()))
+    counts = dict.fromkeys(names, 0)
+
+    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            channel = -1 if isinstance(module, nn.Linear) else 1
+            inputs = args[0].movedim(channel, -1).flatten(0, -2).float()
+            sums[name] = sums[name] + inputs.square().sum(0)
+            counts[name] += len(inputs)
+
+        return hook
+
+    handles = [traced.module.get_submodule(n.rpartition(".")[0]).register_forward_pre_hook(listen(n)) for n in names]
+    try:
+        with evaluating(traced.module):
+            for inputs, _ in pairs:
+                traced.module(*_arguments(inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: {"square": sums[name] / counts[name]} for name in names}
+
+
+def _taylor(traced: Traced, pairs: Sequence[tuple[Any, Any]], loss: Loss) -> dict[str, Tensor]:
+    """Per channel, |weight x gradient| summed over its consumers' columns, averaged over batches.
+
+    Consumers and not producers: a weight before a batch norm has no first-order effect along itself.
+    """
+    weights = dict(traced.module.named_parameters())
+    names = sorted({piece.name for group in traced.groups for piece in group.consumers})
+    scores = {group.name: torch.zeros(group.units) for group in traced.groups}
+    with evaluating(traced.module), torch.enable_grad():
+        for inputs, target in pairs:
+            value = loss(traced.module(*_arguments(inputs)), target)
+            gradients = dict(zip(names, torch.autograd.grad(value, [weights[n] for n in names]), strict=True))
+            for group in traced.groups:
+                scores[group.name] += _effect(group, weights, gradients).abs() / len(pairs)
+    return scores
+
+
+def _effect(group: Group, weights: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> Tensor:
+    total = torch.zeros(group.units)
+    for piece in group.consumers:
+        total += along(piece, (weights[piece.name] * gradients[piece.name]).detach())[piece.index].sum(1)
+    return total
+
+
+def _arguments(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
