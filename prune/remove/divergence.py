@@ -21,12 +21,23 @@ def kl(reference: Tensor, other: Tensor, mask: Tensor | None = None) -> tuple[fl
     return torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum").item(), len(p)
 
 
-def divergence(model: Model, reference: Model, batches: Sequence[Batch], **options: Any) -> float:
-    """Mean KL divergence of `model` from `reference`, nats per position that is text. Options are those of `walk`."""
+def divergence(
+    model: Model,
+    reference: Model,
+    batches: Sequence[Batch],
+    *,
+    expected: Sequence[Tensor] | None = None,
+    **options: Any,
+) -> float:
+    """Mean KL divergence of `model` from `reference`, nats per position that is text.
+
+    `expected` are the reference's logits by batch, when they are at hand. `options` are those of `walk`.
+    """
     total, positions = 0.0, 0
-    pairs = zip(logits(reference, batches, **options), logits(model, batches, **options), strict=True)
-    for batch, (expected, found) in zip(batches, pairs, strict=True):
+    dense = logits(reference, batches, **options) if expected is None else iter(expected)
+    pairs = zip(dense, logits(model, batches, **options), strict=True)
+    for batch, (wanted, found) in zip(batches, pairs, strict=True):
         mask = batch.get("decoder_attention_mask", batch.get("attention_mask"))
-        added, count = kl(expected, found, None if mask is None else mask.bool().to(expected.device))
+        added, count = kl(wanted, found, None if mask is None else mask.bool().to(wanted.device))
         total, positions = total + added, positions + count
     return total / max(positions, 1)
