@@ -101,7 +101,7 @@ def windows(
     _at_least(1, samples=1 if samples is None else samples, batch_size=batch_size)
     _at_least(2 + len(opening), length=length)
     body = length - len(opening)  # tokens of the text in a window
-    stride = body - 1 if stride is None else stride
+    stride = longest_stride(tokenizer, length) if stride is None else stride
     if not 1 <= stride < body:
         raise PruneError(f"stride is {stride}; choices: 1 to {body - 1} for windows of {length} tokens")
     texts = _documents(source, split or _evaluation_split(source), field, False, None)
@@ -120,6 +120,11 @@ def windows(
     if not rows:
         raise PruneError("gives no windows: it holds no text", where=_label(source))
     return _stacked(rows, length, batch_size, fill=tokenizer.pad_token_id or 0)
+
+
+def longest_stride(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
+    """The new tokens in a window of `length`: all but one of context, and but the beginning token where there is one."""
+    return length - len(_opening(tokenizer)) - 1
 
 
 def check(source: Source, *, split: str | None = None) -> None:

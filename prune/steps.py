@@ -116,7 +116,7 @@ def evaluate(
 
     perplexity: text to measure on: a builtin (its held-out part), a local file, or a Hub dataset id.
     length: tokens in a window.
-    stride: tokens between the starts of two windows; the length itself when left out. Every token counts once.
+    stride: new tokens in each window, after context that is not counted; all but one when left out.
     samples: at most this many windows; all of them when left out.
     field: the text field of a .jsonl, .parquet or Hub dataset.
     split: the split of a Hub dataset.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prune.data import describe, windows
+from prune.data import describe, longest_stride, windows
 from prune.evaluation.perplexity import perplexity as measure
 from prune.evaluation.speed import forward_latency
 from prune.model.model import Model
@@ -33,7 +33,7 @@ def evaluate(
     """One number per model of: `parameters`, `bytes`, and where asked for `perplexity` and `latency`.
 
     `perplexity` is text as `prune.windows` takes it: a builtin (its held-out part), a local file, a Hub dataset. It is
-    cut into windows of `length` tokens that start every `stride`; each token counts once, and the text is tokenised
+    cut into windows of `length` tokens, `stride` of them new (all but one when left out); each token counts once, and the text is tokenised
     by the first model's tokenizer. What it was measured on stands beside the number. `dtype` None computes in the
     stored type. Raises PruneError as `prune.windows` does.
     """
@@ -52,7 +52,7 @@ def evaluate(
         result["perplexity"] = {
             "data": describe(perplexity, **source),
             "length": length,
-            "stride": stride or length,
+            "stride": stride or longest_stride(tokenizer, length),
             "tokens": next(iter(found.values()))["tokens"],
             **{name: found[id(model)]["perplexity"] for name, model in named.items()},
         }
