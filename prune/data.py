@@ -123,7 +123,7 @@ def windows(
 
 
 def longest_stride(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
-    """The new tokens in a window of `length`: all but one of context, and but the beginning token where there is one."""
+    """The new tokens in a window of `length`: all but one of context, and the beginning token where there is one."""
     return length - len(_opening(tokenizer)) - 1
 
 

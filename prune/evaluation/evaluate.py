@@ -33,9 +33,9 @@ def evaluate(
     """One number per model of: `parameters`, `bytes`, and where asked for `perplexity` and `latency`.
 
     `perplexity` is text as `prune.windows` takes it: a builtin (its held-out part), a local file, a Hub dataset. It is
-    cut into windows of `length` tokens, `stride` of them new (all but one when left out); each token counts once, and the text is tokenised
-    by the first model's tokenizer. What it was measured on stands beside the number. `dtype` None computes in the
-    stored type. Raises PruneError as `prune.windows` does.
+    tokenised by the first model's tokenizer and cut into windows of `length` tokens, `stride` of them new (all but one
+    when left out); each token counts once. What it was measured on stands beside the number. `dtype` None computes in
+    the stored type. Raises PruneError as `prune.windows` does.
     """
     named = {"model": models} if isinstance(models, Model) else dict(models)
     result: dict[str, Any] = {
