@@ -38,7 +38,7 @@ PROOF_TOKENS = (2, 64)  # windows and tokens of the batch that a cut is proved o
 def remove(
     run: Run,
     *,
-    what: Kind | list[Kind],
+    what: Kind | Annotated[list[Kind], Field(min_length=1)],
     ratio: Ratio | None = None,
     count: Count | None = None,
     plan: str | None = None,
@@ -210,6 +210,8 @@ def _scores(run: Run, found: list[Group], name: str, settings: dict[str, Any], c
     if needs_data(name) and run.calibration is None:
         raise PruneError(f"criterion {name!r} looks at data; give the recipe a calibration", where="criterion")
     if run.dry:
+        if needs_data(name) and run.calibration is not None and Path(run.calibration.data).is_file():
+            calibration_batches(run)  # a file that is damaged or too short is found before any weight is read
         return {group.name: torch.zeros(group.units) for group in found}
     text = calibration_batches(run) if needs_data(name) else None
     return score(run.model, found, text, criterion=name, **settings, **_place(run))

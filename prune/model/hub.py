@@ -13,7 +13,7 @@ from prune.model.checkpoint import DTYPES
 from prune.model.foreign import read_config
 from prune.model.tensors import Info, Tensors
 
-SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]  # configs, tokenizer files, the shard index
+SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]  # configs, tokenizer files, the shard index, the card
 
 
 def looks_like_id(source: str) -> bool:
