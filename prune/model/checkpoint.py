@@ -169,7 +169,7 @@ def _read(name: str, entry: Entry) -> Tensor:
     if entry.info.bytes:
         with entry.path.open("rb", buffering=0) as file:
             file.seek(entry.offset)
-            _fill(file, memoryview(buffer.numpy()), entry.path)
+            _fill(file, memoryview(buffer.numpy()), entry.path)  # type: ignore[arg-type]
     tensor = buffer.view(entry.info.dtype).reshape(entry.info.shape)
     return finite(name, tensor, str(entry.path))
 

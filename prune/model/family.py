@@ -163,8 +163,8 @@ def numbers(family: Family, config: Any) -> dict[str, int]:
     the config leaves them out. `layers` counts those of an encoder too.
     """
     found = {number: getattr(config, key, None) for number, key in family.sizes.items()}
-    width, heads = found["width"], found["heads"]
     given = {number: int(value) for number, value in found.items() if value is not None}
+    width, heads = given["width"], given["heads"]
     defaults = {"kv_heads": heads, "channels": 4 * width, "head_dim": width // max(heads, 1)}
     return {**defaults, **given, "layers": given["layers"] + given.get("encoder_layers", 0)}
 

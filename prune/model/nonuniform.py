@@ -33,9 +33,17 @@ def config_class(family_name: str) -> type[PreTrainedConfig]:
     return type(f"Prune{stock.__name__}", (stock,), body)
 
 
-@cache
-def model_class(family_name: str, stock: Any) -> type[PreTrainedModel]:
-    """The stock class with layers as narrow as its config says, e.g. PruneLlamaForCausalLM."""
+def model_class(family_name: str, stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The stock class with layers as narrow as its config says, e.g. PruneLlamaForCausalLM; the same one every time."""
+    if (family_name, stock.__name__) not in _CLASSES:
+        _CLASSES[family_name, stock.__name__] = _model_class(family_name, stock)
+    return _CLASSES[family_name, stock.__name__]
+
+
+_CLASSES: dict[tuple[str, str], type[PreTrainedModel]] = {}
+
+
+def _model_class(family_name: str, stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     family = families.of(family_name)
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:

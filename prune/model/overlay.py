@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,14 +14,24 @@ from prune.model.model import Model
 from prune.model.tensors import Info, Tensors
 
 KEY = "tensor"
+IN_MEMORY = 2**30  # bytes of a model whose changes are held in memory
 
 
 @dataclass(frozen=True)
 class Changes:
-    """New values by tensor name. With a `folder` they lie there, one file each; it must outlive the model."""
+    """New values by tensor name. With a `folder` they lie there, one file each."""
 
     folder: Path | None = None
     held: dict[str, Tensor | Path] = field(default_factory=dict)
+    owner: TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def large(cls, size: int) -> Changes:
+        """Changes to a model of `size` bytes: in memory, or for a large one in a folder that goes when they do."""
+        if size <= IN_MEMORY:
+            return cls()
+        owner = TemporaryDirectory(prefix="prune-")
+        return cls(Path(owner.name), owner=owner)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Keep a copy of a tensor's new value."""

@@ -190,7 +190,7 @@ def _noting(layer: nn.Module, seen: list[Tensor], keywords: Given) -> Callable[.
     return note
 
 
-def _forward(model: Model, module: PreTrainedModel, batch: Batch, encoded: Tensor | None) -> Any:
+def _forward(model: Model, module: Any, batch: Batch, encoded: Tensor | None) -> Any:
     """A forward pass of the whole or of its base model, with an encoder's result where there is one."""
     takes = inspect.signature(type(module).forward).parameters
     inputs: dict[str, Any] = {key: value for key, value in batch.items() if key in takes}
@@ -224,7 +224,7 @@ def _encoded(
 
 
 def _finish(
-    model: Model, root: PreTrainedModel, layers: nn.ModuleList, batch: Batch, state: Tensor, encoded: Tensor | None
+    model: Model, root: PreTrainedModel, layers: nn.Module, batch: Batch, state: Tensor, encoded: Tensor | None
 ) -> Tensor:
     """The model's outputs for hidden states that left the last layer; heads look at the true inputs too."""
     with _aside(layers, model.family, lambda *_, **__: state):
@@ -233,19 +233,19 @@ def _finish(
 
 
 @contextmanager
-def _aside(layers: nn.ModuleList, family: Family, instead: Callable[..., Tensor]) -> Iterator[None]:
+def _aside(layers: nn.Module, family: Family, instead: Callable[..., Tensor]) -> Iterator[None]:
     """Layers do `instead` while inside, and return it in the shape that their callers unpack."""
 
     def forward(*args: Any, **named: Any) -> Any:
         state = instead(*args, **named)
         return (state, *[None] * (family.returns - 1)) if family.returns else state
 
-    for layer in layers:
-        layer.forward = forward  # type: ignore[assignment]
+    for layer in layers.children():
+        layer.forward = forward
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in layers.children():
             del layer.forward
 
 

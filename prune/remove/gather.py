@@ -80,7 +80,7 @@ def _inputs(sums: Statistics, kinds: list[str], state: State) -> Callable[[nn.Mo
 
 def _expert_inputs(sums: Statistics, kinds: list[str], state: State, experts: nn.Module) -> routing.Watch:
     """Adds up what enters each expert's down_proj: (experts x inner,), or (experts, inner, inner) for the gram."""
-    count, _, inner = experts.down_proj.shape  # type: ignore[union-attr, misc]
+    count, _, inner = experts.down_proj.shape  # type: ignore[misc]
 
     def watch(call: routing.Call) -> Tensor:
         mask = state["mask"]

@@ -132,7 +132,7 @@ def _hooked(module: nn.Module, mask: Mask) -> Iterator[None]:
 
 
 def _zero_in_experts(experts: nn.Module, positions: Tensor) -> routing.Watch:
-    inner = experts.down_proj.shape[-1]  # type: ignore[union-attr]
+    inner = experts.down_proj.shape[-1]  # type: ignore[index]
 
     def watch(call: routing.Call) -> Tensor:
         masked = call.inner.clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def one_by_one(experts: nn.Module, watch: Watch) -> Iterator[None]:
                 tokens,
                 gates[tokens, place],
                 module.act_fn(gate) * up,
-                lambda x, w=down: nn.functional.linear(x, w),
+                partial(nn.functional.linear, weight=down),
             )
             output = call.finish(watch(call)) * call.gates[:, None]
             total.index_add_(0, tokens, output.to(total.dtype))
