@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,14 +22,17 @@ def forward_latency(
     seconds: float = 4.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Median seconds of a forward pass over (batch, length) random token ids, without cache.
+    """Median seconds of a forward pass over (batch, length) random token ids, or `batch` random images, without cache.
 
     Rounds of all models in turn, for about `seconds` after a warm-up, so that whatever else the machine does falls on
-    all of them. Gives `latency_seconds` (a median per model), `latency_spread` (quartiles per model), `latency_ratio`
-    (the median over rounds of last over first), and what was run.
+    all of them. The length is cut to what every model has positions for. Gives `latency_seconds` (a median per model),
+    `latency_spread` (quartiles per model), `latency_ratio` (the median over rounds of last over first), and what was
+    run. The models are to be in eval mode.
     """
-    ids = torch.randint(_vocabulary(models), (batch, length), generator=torch.Generator().manual_seed(seed))
-    inputs = {name: ids.to(model.device) for name, model in models.items()}
+    texts = [model.config.get_text_config() for model in models.values()]
+    length = min(length, *map(_longest, texts))
+    vocabulary = min((text.vocab_size for text in texts if hasattr(text, "vocab_size")), default=0)
+    inputs = {name: _inputs(model, batch, length, vocabulary, seed) for name, model in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for name, model in models.items():  # warm-up
@@ -53,15 +57,28 @@ def forward_latency(
     }
 
 
-def _vocabulary(models: Mapping[str, PreTrainedModel]) -> int:
-    return min(model.config.get_text_config().vocab_size for model in models.values())
+def _longest(config: Any) -> int:
+    bound: int | None = getattr(config, "max_position_embeddings", None)
+    return max(bound - 2, 1) if bound else sys.maxsize  # RoBERTa counts its positions from two
 
 
-def _forward(model: PreTrainedModel, ids: torch.Tensor) -> float:
+def _inputs(model: PreTrainedModel, batch: int, length: int, vocabulary: int, seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    config: Any = model.config
+    if model.main_input_name == "pixel_values":
+        size = (batch, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": torch.randn(size, generator=generator).to(model.device, model.dtype)}
+    ids = torch.randint(vocabulary, (batch, length), generator=generator).to(model.device)
+    both = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
+    caching = {"use_cache": False} if hasattr(config, "use_cache") else {}
+    return {"input_ids": ids, **both, **caching}
+
+
+def _forward(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
     """Seconds of one pass, waited for to its end on a GPU."""
     _settle(model)
     start = time.perf_counter()
-    model(input_ids=ids, use_cache=False)
+    model(**inputs)
     _settle(model)
     return time.perf_counter() - start
 
