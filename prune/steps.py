@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from prune import data, files, forecast
 from prune.errors import PruneError
@@ -21,18 +22,33 @@ from prune.exports.export import export as write_export
 from prune.exports.export import refuse
 from prune.model.groups import Group, Kind, groups
 from prune.model.model import Model
+from prune.model.overlay import Changes
 from prune.model.walk import Batch
 from prune.remove.choose import choose
+from prune.remove.compensate import How, compensate
 from prune.remove.cut import Plan, cut
 from prune.remove.describe import in_words, notes
+from prune.remove.iterate import iterate
 from prune.remove.prove import prove
+from prune.remove.refit import refit as solve_anew
 from prune.remove.score import check_criterion, needs_data, options, score
 from prune.run import Run
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+COMPENSATED: dict[str, How] = {"flap": "bias", "obs": "weights"}  # criterion -> what its own method does after a cut
 PROOF_TOKENS = (2, 64)  # windows and tokens of the batch that a cut is proved on
+
+
+class Refit(TypedDict, total=False):
+    """How output linears are solved anew after a cut."""
+
+    target: Literal["auto", "dense", "pruned", "residual"]
+    linears: Literal["outputs", "all"]
+    damping: Annotated[float, Field(gt=0)]
+    intercept: bool
+    reference: Literal["original", "input"]
 
 
 def remove(
@@ -47,6 +63,9 @@ def remove(
     normalize: Literal["mean", "standard", "none"] = "mean",
     multiple_of: Positive = 1,
     protect: list[int | str] = [],  # noqa: B006 - recipes bind it; it is never changed
+    refit: bool | Refit = False,
+    fold: bool = False,
+    iterations: Positive = 1,
 ) -> None:
     """Score units, choose the least important ones, and slice them out of the weights.
 
@@ -59,6 +78,11 @@ def remove(
     normalize: how `scope: global` makes scores comparable: divided by each layer's mean, standardised, or not at all.
     multiple_of: keep a multiple of this many channels, for kernels that want aligned sizes.
     protect: layers (numbers), kinds or groups ("layers.3.heads") that stay whole.
+    refit: solve the output linears anew, in closed form, for what they gave in the recipe's original model. Options:
+        `target` (auto, dense, pruned, residual), `linears` (outputs, all), `damping`, `intercept`, `reference`
+        (original, or input: the model as the step finds it).
+    fold: fold dropped layers into the MLP output before them. Refit does this by itself.
+    iterations: rounds in which the ratio is reached, each scored on what the last has left.
     """
     kinds = list(dict.fromkeys([what] if isinstance(what, str) else what))
     name, settings = _criterion(criterion)
@@ -68,18 +92,21 @@ def remove(
             raise PruneError("give either plan, ratio or count, and not several")
         chosen = _read_plan(plan)
     else:
-        scores = _scores(run, found, name, settings, count)
-        chosen = choose(
-            run.model,
-            found,
-            scores,
-            ratio=ratio,
-            count=count,
-            scope=scope,
-            normalize=normalize,
-            multiple_of=multiple_of,
-            protect=protect,
-        )
+        how: dict[str, Any] = {"scope": scope, "normalize": normalize, "multiple_of": multiple_of, "protect": protect}
+        if iterations > 1 and ratio is None:
+            raise PruneError("iterations reach a ratio; give one", where="iterations")
+
+        def plan_for(model: Model, share: float | None) -> Plan:
+            own = groups(model, kinds)
+            return choose(model, own, _scores(run, model, own, name, settings, count), ratio=share, count=count, **how)
+
+        def shrink(plan: Plan) -> Model:
+            return mended(run, plan, name, refit=refit, fold=fold)
+
+        if iterations > 1 and ratio is not None and not run.dry:
+            chosen = iterate(run.model, plan_for, shrink, ratio=ratio, iterations=iterations)
+        else:
+            chosen = plan_for(run.model, ratio)
     small = cut(run.model, chosen)
     run.record.update(
         criterion=name if plan is None else None,
@@ -95,6 +122,9 @@ def remove(
         run.record["plan"] = chosen
         batch = _proof_batch(run)
         run.record["proof"] = prove(run.model, chosen, small, batch, device=run.device, progress=run.progress)
+        small = mended(run, chosen, name if plan is None else "", refit=refit, fold=fold)
+        run.record["parameters"][1], run.record["bytes"][1] = small.tensors.parameters, small.tensors.bytes
+        run.record["saved_as"] = small.config.model_type
     run.model = small
 
 
@@ -199,13 +229,49 @@ def _criterion(given: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, A
     return next(iter(given.items()))
 
 
-def _scores(run: Run, found: list[Group], name: str, settings: dict[str, Any], count: int | None) -> dict[str, Tensor]:
+def mended(run: Run, plan: Plan, criterion: str, *, refit: bool | Refit, fold: bool) -> Model:
+    """The model cut by a plan, what it lost made up for: by refit, by folding, or as the criterion's method does."""
+    own = COMPENSATED.get(criterion)
+    if not refit and not fold and own is None:
+        return cut(run.model, plan)
+    if run.calibration is None:
+        raise PruneError("refit and fold look at data; give the recipe a calibration", where="refit")
+    text = calibration_batches(run)
+    changes = Changes.large(run.model.tensors.bytes)
+    if not refit and not fold:
+        run.record["compensated"] = own
+        return compensate(run.model, plan, text, how=own, changes=changes, **_place(run))  # type: ignore[arg-type]
+    options: dict[str, Any] = {} if isinstance(refit, bool) else {**refit}
+    reference = run.original if options.pop("reference", "original") == "original" else run.model
+    if any(reference.numbers[number] != run.model.numbers[number] for number in ("layers", "width")):
+        run.warnings.append("refit against the model as this step found it: the original has other layers")
+        reference = run.model
+    found: dict[str, Any] = {}
+    run.record["refit"] = found
+    return solve_anew(
+        run.model,
+        plan,
+        text,
+        reference=reference,
+        fold_only=not refit,
+        changes=changes,
+        record=found,
+        **options,
+        **_place(run),
+    )
+
+
+def _scores(
+    run: Run, model: Model, found: list[Group], name: str, settings: dict[str, Any], count: int | None
+) -> dict[str, Tensor]:
     """Scores by the criterion; in a dry run, zeros of the right shapes after every check that needs no weights."""
     known = options(name)
     if "seed" in known:
         settings = {"seed": run.seed, **settings}
     if "run" in known and settings.get("distance") == "angular" and count:
         settings = {"run": count, **settings}
+    if name == "kl" and count:
+        settings = {"rounds": count, **settings}
     check_criterion(found, name, settings)
     if needs_data(name) and run.calibration is None:
         raise PruneError(f"criterion {name!r} looks at data; give the recipe a calibration", where="criterion")
@@ -214,7 +280,7 @@ def _scores(run: Run, found: list[Group], name: str, settings: dict[str, Any], c
             calibration_batches(run)  # a file that is damaged or too short is found before any weight is read
         return {group.name: torch.zeros(group.units) for group in found}
     text = calibration_batches(run) if needs_data(name) else None
-    return score(run.model, found, text, criterion=name, **settings, **_place(run))
+    return score(model, found, text, criterion=name, **settings, **_place(run))
 
 
 def _remove_needs(run: Run, small: Model, *, walks: bool) -> dict[str, float]:

@@ -9,7 +9,6 @@ https://arxiv.org/abs/2310.06694 among those who apply it to transformers). Noth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,7 @@ TRIALS: tuple[Target, ...] = ("dense", "residual", "pruned")
 TRIAL_WINDOWS = (8, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
 
 
-SHARES = {"dense": 0.0, "residual": 0.5, "pruned": 0.0}
+SHARES = {"dense": 0.0, "residual": 1.0, "pruned": 0.0}
 
 
 def refit(
@@ -45,7 +44,8 @@ def refit(
     linears: Linears = "outputs",
     damping: float | None = None,
     intercept: bool = True,
-    scratch: Path | None = None,
+    fold_only: bool = False,
+    changes: Changes | None = None,
     record: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -54,15 +54,16 @@ def refit(
     """Cut `model` as `plan` says and solve its output linears anew against `reference` (default: `model` uncut).
 
     `batches` are calibration batches of token ids (batch, length). `target` is what a linear should give: "dense", its
-    output in the reference; "residual", that and half of what the pruned stream has missed so far; "pruned", what the
-    uncut layer gives for the pruned stream; "auto", whichever leaves the least KL divergence on held-out windows.
-    `linears` "all" also solves what feeds the output linears (q, k, v, gate, up), against their outputs in the
-    reference. `damping` is the ridge toward the old weights, a multiple of the mean of the Gram's diagonal; None picks
-    it for each linear on held-out batches. With `intercept` biases are solved too where the stock config has a slot.
+    output in the reference; "residual", that and all that the pruned stream has missed so far; "pruned", what the uncut
+    layer gives for the pruned stream; "auto", whichever leaves the least KL divergence on held-out windows. `linears`
+    "all" also solves what feeds the output linears (q, k, v, gate, up), against their outputs in the reference.
+    `damping` is the ridge toward the old weights, a multiple of the mean of the Gram's diagonal; None picks it for each
+    linear on held-out batches. With `intercept` biases are solved too where the stock config has a slot.
 
-    New weights are held in memory, or in files in `scratch`, which must outlive the result. `record` is given what
-    was chosen and what had to be raised. Sums are float32 or better whatever `dtype` (None: as stored) computes.
-    Raises PruneError when the reference has other layers than the model.
+    Where a plan drops layers, the output linear before them is solved for what leaves them, so that they are folded
+    into it; with `fold_only` nothing else is solved. New weights go into `changes` (default: memory), and `record` is
+    given what was chosen and what had to be raised. Sums are float32 or better whatever `dtype` (None: as stored)
+    computes. Raises PruneError when the reference has other layers than the model.
     """
     reference = model if reference is None else reference
     _check_reference(model, reference)
@@ -71,13 +72,16 @@ def refit(
     small = slots.opened(small) if intercept else small
     place: dict[str, Any] = {"device": device, "dtype": dtype}
     common: dict[str, Any] = {"linears": linears, "damping": damping, "intercept": intercept}
+    only = _before_dropped(model, plan) if fold_only else None
+    if only is not None:
+        target = "residual"
     if target == "auto":
         target = _best_target(model, reference, small, plan, batches, common, record, place)
     record.update(
         target=target, linears=linears, intercept=small.tensors.parameters > cut(model, plan).tensors.parameters
     )
-    settings = Settings(SHARES[target], target == "pruned", **common)
-    return fitted(model, reference, small, plan, batches, settings, Changes(scratch), record, place, progress)
+    settings = Settings(SHARES[target], target == "pruned", only=only, **common)
+    return fitted(model, reference, small, plan, batches, settings, changes or Changes(), record, place, progress)
 
 
 def _check_reference(model: Model, reference: Model) -> None:
@@ -88,6 +92,15 @@ def _check_reference(model: Model, reference: Model) -> None:
                 " refit against the step's own input",
                 where="refit",
             )
+
+
+def _before_dropped(model: Model, plan: Mapping[str, Sequence[int]]) -> frozenset[int]:
+    """The kept layers that are followed by dropped ones."""
+    layers = list(plan.get("layers", range(model.numbers["layers"])))
+    found = frozenset(layer for layer in layers if _end(model, layers, layer) > layer)
+    if not found:
+        raise PruneError("nothing to fold: no kept layer comes before a dropped one", where="fold")
+    return found
 
 
 def _best_target(
