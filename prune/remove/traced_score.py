@@ -13,7 +13,7 @@ from prune.errors import PruneError
 from prune.model.groups import Group, along
 from prune.remove.criteria import magnitude, random, wanda
 from prune.remove.gather import Statistics
-from prune.remove.traced import Traced, evaluating
+from prune.remove.traced import NORMS, Traced, evaluating
 
 Criterion = Literal["magnitude", "wanda", "taylor", "random"]
 Loss = Callable[[Any, Any], Tensor]
@@ -103,3 +103,22 @@ def _effect(group: Group, weights: dict[str, nn.Parameter], gradients: dict[str,
 
 def _arguments(inputs: Any) -> tuple[Any, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def recalibrate(module: nn.Module, batches: Iterable[tuple[Any, Any]]) -> nn.Module:
+    """Measure the means and variances of all batch norms anew, in place: after a cut they are those of other inputs.
+
+    `batches` are pairs of inputs and targets; no targets are looked at and no weight changes.
+    """
+    norms = [part for part in module.modules() if isinstance(part, NORMS) and part.track_running_stats]
+    momenta = [part.momentum for part in norms]
+    with evaluating(module), torch.no_grad():
+        for part in norms:
+            part.reset_running_stats()
+            part.momentum = None  # a plain mean over batches
+            part.train()
+        for inputs, _ in batches:
+            module(*_arguments(inputs))
+    for part, momentum in zip(norms, momenta, strict=True):
+        part.momentum = momentum
+    return module
