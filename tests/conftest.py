@@ -7,18 +7,15 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, on models too small to share between threads
 
 import pytest
 import torch
 
 from tests.tiny import tiny_model
 
+torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
