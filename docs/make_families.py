@@ -27,7 +27,7 @@ INTRO = """\
 <!-- Written by docs/make_families.py from cuts of tiny models: change the families, not this page. -->
 
 What can be removed from each family, and what loads the result. `tests/model/test_families.py` holds the laws behind
-the table: masked equals sliced, a stock reload with the same logits to the last bit, generation with and without a cache.
+the table: masked equals sliced, a stock reload with equal logits to the last bit, generation with and without a cache.
 
 - **stock**: plain transformers loads it, in a process without prune, when every layer loses as much.
 - **stock, some counts**: the config refuses counts that do not divide the width; `choose` moves to the nearest that

@@ -187,7 +187,8 @@ for folder in sys.argv[1:]:
            "clean": not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))}
     if hasattr(model, "generate") and "pixel_values" not in given:
         given = {key: value for key, value in given.items() if not key.startswith("decoder_")}
-        tokens = [model.generate(**given, max_new_tokens=5, do_sample=False, use_cache=c, pad_token_id=0) for c in (True, False)]
+        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+        tokens = [model.generate(**given, use_cache=cache, **options) for cache in (True, False)]
         row["generates"] = torch.equal(*tokens)
     found[folder] = row
 assert "prune" not in sys.modules
