@@ -48,6 +48,7 @@ class Refit(TypedDict, total=False):
     linears: Literal["outputs", "all"]
     damping: Annotated[float, Field(gt=0)]
     intercept: bool
+    rounds: Annotated[int, Field(ge=0)]
     reference: Literal["original", "input"]
 
 
@@ -79,8 +80,8 @@ def remove(
     multiple_of: keep a multiple of this many channels, for kernels that want aligned sizes.
     protect: layers (numbers), kinds or groups ("layers.3.heads") that stay whole.
     refit: solve the output linears anew, in closed form, for what they gave in the recipe's original model. Options:
-        `target` (auto, dense, pruned, residual), `linears` (outputs, all), `damping`, `intercept`, `reference`
-        (original, or input: the model as the step finds it).
+        `target` (auto, dense, pruned, residual), `linears` (outputs, all), `damping`, `intercept`, `rounds` (of
+        Gauss-Newton over whole MLPs), `reference` (original, or input: the model as the step finds it).
     fold: fold dropped layers into the MLP output before them. Refit does this by itself.
     iterations: rounds in which the ratio is reached, each scored on what the last has left.
     """

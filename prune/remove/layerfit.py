@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prune.errors import PruneError
 from prune.model.walk import Visit
-from prune.remove import solve
+from prune.remove import gauss_newton, solve
 from prune.remove.stages import Stage, set_weights, silent, text, until_seen, watching, weight_of
 
 Linears = Literal["outputs", "all"]
@@ -30,6 +30,7 @@ class Settings:
     linears: Linears
     damping: float | None  # None tries DAMPINGS on held-out batches
     intercept: bool
+    rounds: int = 0  # of Gauss-Newton over the whole MLP, after its output was solved
     only: frozenset[int] | None = None  # layers whose last output linear alone is solved; None solves all
 
 
@@ -139,9 +140,12 @@ def _last(work: Work, stage: Stage, before: list[Tensor]) -> Iterator[Solved]:
             before.append(_look(work, path, dense.outputs[b], seen[path]))
     ends = _run_to_end(work)
     pair = _Pair(work, stage)
+    block = whole_block(pruned.module, path) if work.settings.rounds else ""
+    seen_by: list[Tensor] = []  # by batch, what enters the MLP and what should leave it: (tokens, width)
+    targets: list[Tensor] = []
     for b in range(len(dense.batches)):
         mask = pruned.mask(b)
-        with watching(pruned.module, [path]) as mine:
+        with watching(pruned.module, [path, block] if block else [path]) as mine:
             out = text(pruned.forward(b), mask)
         if work.additive[path]:
             start = text(before[b], mask)
@@ -152,7 +156,56 @@ def _last(work: Work, stage: Stage, before: list[Tensor]) -> Iterator[Solved]:
             wanted = text(before[b], mask)
         pair.add(b, text(mine[path][0], mask), wanted)
         before[b] = before[b].new_empty(0)
-    yield from pair.solved()
+        if block:
+            seen_by.append(text(mine[block][0], mask))
+            targets.append(wanted)
+    last = list(pair.solved())
+    yield from last
+    if block:
+        yield from _whole(work, block, seen_by, targets, last[0])
+
+
+def whole_block(layer: nn.Module, path: str) -> str:
+    """The module that an output linear ends, where it is nothing but linears between one input and one output."""
+    block, _, name = path.rpartition(".")
+    if not block:
+        return ""
+    linears = [own for own, module in layer.get_submodule(block).named_modules() if isinstance(module, nn.Linear)]
+    return block if len(linears) > 1 and name in linears and "attn" not in block else ""
+
+
+def _whole(work: Work, block: str, inputs: list[Tensor], targets: list[Tensor], last: Solved) -> Iterator[Solved]:
+    """All linears of an MLP fitted together, kept where the batches held out are given better."""
+    module = work.pruned.module.get_submodule(block)
+    paths = [name for name, own in module.named_modules() if isinstance(own, nn.Linear)]
+    start = {f"{path}.weight": module.get_submodule(path).weight.detach().float() for path in paths}  # type: ignore[operator]
+
+    def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(module, weights, (x,))
+        return found
+
+    held = held_batches(len(inputs), True)
+    fitted = [b for b in range(len(inputs)) if b not in held]
+    found = gauss_newton.fit(
+        run, start, [inputs[b] for b in fitted], [targets[b] for b in fitted], rounds=work.settings.rounds
+    )
+
+    def missed(weights: dict[str, Tensor]) -> float:
+        return sum((run(weights, inputs[b]) - targets[b]).square().sum().item() for b in held)
+
+    if held and missed(found) >= missed(start):
+        return
+    for path in paths:
+        own = module.get_submodule(path)
+        bias = own.bias.data if isinstance(own.bias, Tensor) else None
+        values = set_weights(own, found[f"{path}.weight"], bias)
+        yield Solved(f"{block}.{path}", values, last.damping, False, last.tokens, 0)
+
+
+def held_batches(count: int, wanted: bool) -> set[int]:
+    """The batches that judge what the others were fitted to; none when there is only one."""
+    every = min(HELD_OUT, count)
+    return {b for b in range(count) if b % every == every - 1} if wanted and count > 1 else set()
 
 
 def _run_to_end(work: Work) -> list[Tensor]:
@@ -170,12 +223,9 @@ class _Pair:
         self.settings = work.settings
         self.stage = stage
         self.modules = [work.pruned.module.get_submodule(linear.path) for linear in stage.linears]
-        count = len(work.pruned.batches)
-        every = min(HELD_OUT, count)
-        tried = work.settings.damping is None and count > 1
-        self.held_batches = {b for b in range(count) if b % every == every - 1} if tried else set()
+        self.held_batches = held_batches(len(work.pruned.batches), work.settings.damping is None)
         self.fitted = self._none()
-        self.held = self._none() if tried else None
+        self.held = self._none() if self.held_batches else None
 
     def _none(self) -> solve.Sums:
         weights = [weight_of(module) for module in self.modules]

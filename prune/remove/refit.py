@@ -44,6 +44,7 @@ def refit(
     linears: Linears = "outputs",
     damping: float | None = None,
     intercept: bool = True,
+    rounds: int = 0,
     fold_only: bool = False,
     changes: Changes | None = None,
     record: dict[str, Any] | None = None,
@@ -60,6 +61,9 @@ def refit(
     `damping` is the ridge toward the old weights, a multiple of the mean of the Gram's diagonal; None picks it for each
     linear on held-out batches. With `intercept` biases are solved too where the stock config has a slot.
 
+    With `rounds` of Gauss-Newton an MLP's linears are then fitted together to what its output should be: much nearer,
+    in some thirty times the time, and with what enters and should leave the MLP in memory.
+
     Where a plan drops layers, the output linear before them is solved for what leaves them, so that they are folded
     into it; with `fold_only` nothing else is solved. New weights go into `changes` (default: memory), and `record` is
     given what was chosen and what had to be raised. Sums are float32 or better whatever `dtype` (None: as stored)
@@ -71,7 +75,7 @@ def refit(
     small = cut(model, plan)
     small = slots.opened(small) if intercept else small
     place: dict[str, Any] = {"device": device, "dtype": dtype}
-    common: dict[str, Any] = {"linears": linears, "damping": damping, "intercept": intercept}
+    common: dict[str, Any] = {"linears": linears, "damping": damping, "intercept": intercept, "rounds": rounds}
     only = _before_dropped(model, plan) if fold_only else None
     if only is not None:
         target = "residual"
@@ -119,7 +123,7 @@ def _best_target(
         return "residual"
     found: dict[str, float] = {}
     for name in TRIALS:
-        settings = Settings(SHARES[name], name == "pruned", **{**common, "linears": "outputs"})
+        settings = Settings(SHARES[name], name == "pruned", **{**common, "linears": "outputs", "rounds": 0})
         trial = fitted(model, reference, small, plan, fit, settings, Changes(), {}, place, None)
         found[name] = divergence(trial, reference, judge, **place)
     record["divergence"] = found
