@@ -64,7 +64,7 @@ def _measured(steps: list[dict[str, Any]]) -> str:
         terms = {name: how[-1][name] for name in ("data", "length", "stride", "tokens") if name in how[-1]}
         stated = ", ".join(f"{name} {escape(summary.flat(value))}" for name, value in terms.items())
         text += f"\n\nPerplexity: {stated}."
-    return text
+    return "\n\n".join([text, *(escape(note) for note in summary.overtaken(steps))])
 
 
 def _data(calibration: dict[str, Any] | None) -> str:

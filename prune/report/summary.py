@@ -11,11 +11,11 @@ Records = Sequence[dict[str, Any]]  # {"word", "options", "record", "warnings"} 
 
 
 class Change(NamedTuple):
-    """One quantity before and after: numbers for machines; `rows` makes text of it."""
+    """One quantity before and after: numbers for machines; `rows` makes text of it. `after` None: it is not known."""
 
     name: str
     before: float
-    after: float
+    after: float | None
     ratio: float | None = None  # after / before, where it was measured as such
 
 
@@ -25,16 +25,48 @@ def removed(steps: Records) -> list[tuple[str, str]]:
 
 
 def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Change]:
-    """Parameters, bytes, perplexity and latency (seconds) before and after, those that the run measured."""
+    """Parameters, bytes, perplexity and latency (seconds) before and after, those that the run measured.
+
+    What was measured before a later step changed the model has no `after`: it is of another model.
+    """
     found = [_from_first_to_last(name, steps) for name in ("parameters", "bytes")]
-    measured = [step["record"]["perplexity"] for step in steps if step["record"].get("perplexity")]
-    if measured and None not in (measured[-1].get("before"), measured[-1].get("after")):
-        found.append(Change("perplexity", measured[-1]["before"], measured[-1]["after"]))
-    timed = [timing for timing in timings if timing.get("latency_seconds")]
+    measured = [number for number, step in enumerate(steps) if step["record"].get("perplexity")]
+    if measured:
+        said = steps[measured[-1]]["record"]["perplexity"]
+        if None not in (said.get("before"), said.get("after")):
+            found.append(_measured("perplexity", said["before"], said["after"], measured[-1], steps))
+    timed = [number for number, timing in enumerate(timings) if timing.get("latency_seconds")]
     if timed:
-        before, after = timed[-1]["latency_seconds"]
-        found.append(Change("latency", before, after, timed[-1].get("latency_ratio")))
+        said = timings[timed[-1]]
+        before, after = said["latency_seconds"]
+        found.append(_measured("latency", before, after, timed[-1], steps, said.get("latency_ratio")))
     return [change for change in found if change]
+
+
+def _measured(
+    name: str, before: float, after: float, number: int, steps: Records, ratio: float | None = None
+) -> Change:
+    return Change(name, before, None) if changed_after(number, steps) else Change(name, before, after, ratio)
+
+
+def changed_after(number: int, steps: Records) -> int | None:
+    """The first step after `number` that changed the model, both counted from 0."""
+    later = range(number + 1, len(steps))
+    return next((other for other in later if steps[other]["record"].get("saved_as")), None)
+
+
+def overtaken(steps: Records) -> list[str]:
+    """What was measured of a model that a later step changed, and not again, a line each."""
+    said = []
+    for name, measure in (("perplexity", "perplexity"), ("latency", "speed")):
+        asked = [n for n, step in enumerate(steps) if {**step.get("options", {}), **step["record"]}.get(measure)]
+        changed = changed_after(asked[-1], steps) if asked else None
+        if changed is not None:
+            said.append(
+                f"step {asked[-1] + 1} measures {name} before step {changed + 1} changes the model, "
+                "so that of the result is not known; evaluate it last"
+            )
+    return said
 
 
 def _from_first_to_last(name: str, steps: Records) -> Change | None:
@@ -47,7 +79,9 @@ def rows(found: Sequence[Change]) -> list[tuple[str, str, str, str]]:
     return [(c.name, _text(c.name, c.before), _text(c.name, c.after), _percent(c)) for c in found]
 
 
-def _text(name: str, value: float) -> str:
+def _text(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
     if name == "latency":
         return f"{value * 1000:.1f} ms"
     if name == "perplexity":
@@ -65,6 +99,8 @@ def size(count: float) -> str:
 
 
 def _percent(change: Change) -> str:
+    if change.after is None:
+        return ""
     ratio = change.ratio or (change.after / change.before if change.before else None)
     return f"{(ratio - 1) * 100:+.1f} %" if ratio else ""
 
@@ -78,7 +114,7 @@ def notes(steps: Records) -> list[str]:
             worst, tolerance = proof["max_relative_difference"], proof["tolerance"]
             said.append(f"proof of step {number}: masked equals sliced to {worst:.1e} (allowed: {tolerance:.0e})")
         said += [f"step {number}: {note}" for note in record.get("notes", [])]
-    return said
+    return said + overtaken(steps)
 
 
 def blocks(output: object, steps: Records, timings: Sequence[dict[str, Any]]) -> list[Table | str]:
