@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from prune.recipe import check as check
     from prune.remove.choose import choose as choose
     from prune.remove.cut import cut as cut
+    from prune.remove.narrow import narrow as narrow
     from prune.remove.prove import prove as prove
     from prune.remove.score import score as score
+    from prune.remove.traced import trace as trace
 
 _HOMES = {
     "PruneError": "prune.errors",
@@ -89,7 +91,9 @@ def __dir__() -> list[str]:
 
 def _is_command() -> bool:
     """Whether this process is the `prune` command, which imports only what it needs so that --help answers at once."""
-    return PurePath(sys.argv[0] if sys.argv else "").stem in ("prune", "-m")
+    words = sys.orig_argv
+    as_module = "-m" in words and words[words.index("-m") + 1 :][:1] == ["prune"]
+    return as_module or PurePath(sys.argv[0] if sys.argv else "").stem == "prune"
 
 
 if not _is_command():

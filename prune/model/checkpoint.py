@@ -71,7 +71,9 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise PruneError(f"not a whole safetensors file: header of {length} bytes in {size}", where=where)
         raw = file.read(length)
     header = _parse(raw, where)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PruneError("damaged safetensors header: __metadata__ must map names to text", where=where)
     if len(header) > MAX_TENSORS:
         raise PruneError(f"{len(header)} tensors; at most {MAX_TENSORS} are read", where=where)
     entries = {name: _entry(path, name, spec, 8 + length) for name, spec in header.items()}
@@ -87,8 +89,8 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
 
     try:
         header = json.loads(raw, object_pairs_hook=once)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise PruneError(f"damaged safetensors header: {error}", where=where) from error
+    except (ValueError, RecursionError) as error:
+        raise PruneError(f"damaged safetensors header: {' '.join(str(error).split())[:200]}", where=where) from error
     if not isinstance(header, dict) or raw[:1] != b"{":
         raise PruneError("damaged safetensors header: not a mapping", where=where)
     return header
@@ -100,7 +102,7 @@ def _entry(path: Path, name: str, spec: object, start: int) -> Entry:
         raise PruneError(f"refused tensor name {name!r}", where=where)
     if not isinstance(spec, dict) or set(spec) != {"dtype", "shape", "data_offsets"}:
         raise PruneError(f"damaged header entry of tensor {name!r}", where=where)
-    if spec["dtype"] not in DTYPES:
+    if not isinstance(spec["dtype"], str) or spec["dtype"] not in DTYPES:
         raise PruneError(
             f"tensor {name!r} has dtype {spec['dtype']!r}; choices: {', '.join(DTYPES)}"
             " (a quantised checkpoint cannot be pruned: take the full-precision one)",
@@ -137,6 +139,8 @@ def _shards(folder: Path) -> list[tuple[Path, set[str] | None]]:
     index = folder / INDEX
     if not index.exists():
         return [(_regular(folder, SINGLE), None)]
+    if (folder / SINGLE).exists():
+        raise PruneError(f"holds both {SINGLE} and {INDEX}; take away the one that is stale", where=str(folder))
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         assert isinstance(weight_map, dict), weight_map

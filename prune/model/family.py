@@ -149,7 +149,9 @@ def of(model_type: str) -> Family:
     name = model_type.removeprefix(PREFIX)
     if name not in names():
         error = unknown("model family", model_type, names())
-        raise PruneError(f"{error.message}; docs/families.md says how to add one")
+        raise PruneError(
+            f"{error.message}; docs/adding-a-family.md says how to add one, and prune.trace cuts other networks"
+        )
     module = importlib.import_module(f"prune.model.families.{name}")
     family = module.FAMILY
     assert isinstance(family, Family) and family.model_type == name, name
@@ -160,12 +162,13 @@ def numbers(family: Family, config: Any) -> dict[str, int]:
     """The counts a config states: heads, kv_heads, channels, layers, width, head_dim and, for mixtures, experts.
 
     `head_dim` is what the config says, else width / heads, as the stock models read it; channels are 4 x width where
-    the config leaves them out. `layers` counts those of an encoder too.
+    the config leaves them out, or those of an expert where there are no others. `layers` counts those of an encoder too.
     """
     found = {number: getattr(config, key, None) for number, key in family.sizes.items()}
     given = {number: int(value) for number, value in found.items() if value is not None}
     width, heads = given["width"], given["heads"]
-    defaults = {"kv_heads": heads, "channels": 4 * width, "head_dim": width // max(heads, 1)}
+    channels = given.get("expert_channels", 4 * width)
+    defaults = {"kv_heads": heads, "channels": channels, "head_dim": width // max(heads, 1)}
     return {**defaults, **given, "layers": given["layers"] + given.get("encoder_layers", 0)}
 
 

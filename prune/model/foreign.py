@@ -13,10 +13,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from prune.errors import PruneError
 from prune.model import family as families
 from prune.model import nonuniform
+from prune.model.companions import CODE_KEYS
 from prune.model.family import PREFIX
 
-# What makes transformers fetch or run code.
-CODE_KEYS = ("auto_map", "trust_remote_code", "attn_implementation", "experts_implementation", "custom_pipelines")
+# What config classes raise for values they do not take.
+_REFUSALS = (
+    StrictDataclassError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 MAX_CONFIG = 4 * 1024**2  # bytes
 
 
@@ -47,7 +56,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 def _build(kind: type[PreTrainedConfig], values: dict[str, Any], where: str) -> PreTrainedConfig:
     try:
         return kind.from_dict(values)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except _REFUSALS as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise PruneError(f"{kind.__name__} refuses this config: {reason}", where=where) from error
 

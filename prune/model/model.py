@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prune.errors import PruneError
 from prune.model import family as families
+from prune.model.companions import folder_without_code
 from prune.model.family import Family
 from prune.model.tensors import Tensors
 
@@ -80,12 +81,18 @@ class Model:
         """The model's tokenizer, from its own files. Raises PruneError when it has none."""
         from transformers import AutoTokenizer
 
-        holder = next((path.parent for name, path in self.files.items() if name.startswith("tokenizer")), None)
-        if holder is None:
+        if not any(name.startswith("tokenizer") for name in self.files):
             raise PruneError("the model folder has no tokenizer files", where=self.source)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(holder), local_files_only=True, trust_remote_code=False
-        )
+        try:
+            with folder_without_code(self.files) as folder:
+                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                    str(folder), local_files_only=True, trust_remote_code=False
+                )
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PruneError(f"the tokenizer cannot be read: {reason}", where=self.source) from error
+        if len(tokenizer) > (size := self.config.get_text_config().vocab_size):
+            raise PruneError(f"the tokenizer has {len(tokenizer)} tokens, the model {size}", where=self.source)
         return tokenizer
 
     def fingerprint(self) -> dict[str, str]:

@@ -61,7 +61,7 @@ def layer_sizes(family: Family, config: PreTrainedConfig) -> list[dict[str, int]
     config.allow_global_per_layer_attribute_access = True
     head_dim = families.numbers(family, config)["head_dim"]
     return [
-        {"experts": 0, "expert_channels": 0, **families.numbers(family, layer), "head_dim": head_dim}
+        {"channels": 0, "experts": 0, "expert_channels": 0, **families.numbers(family, layer), "head_dim": head_dim}
         for layer in config.per_layer_config  # resolved: overrides over the common values
     ]
 

@@ -100,7 +100,10 @@ def _architecture(config: PreTrainedConfig) -> type[PreTrainedModel]:
     import transformers
 
     family = families.of(config.model_type)
-    named = (config.architectures or [family.classes[0]])[0]
+    stated = config.architectures or [family.classes[0]]
+    named = stated[0] if isinstance(stated, list) else stated
+    if not isinstance(named, str):
+        raise PruneError(f"architectures must be a list of class names, not {stated!r}")
     name = named.removeprefix("Prune")
     if name not in family.classes:
         raise PruneError(unknown(f"architecture of family {family.model_type}", named, family.classes).message)

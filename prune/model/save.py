@@ -13,6 +13,7 @@ from prune import files
 from prune.errors import PruneError
 from prune.model import layout, skeleton
 from prune.model.checkpoint import write_folder
+from prune.model.companions import content
 from prune.model.model import Model
 from prune.model.open import open as open_model
 from prune.model.tensors import Tensors
@@ -40,7 +41,7 @@ def write(model: Model, folder: Path) -> dict[str, str]:
     """
     (folder / "config.json").write_text(_config_text(model), encoding="utf-8")
     for name, path in model.files.items():
-        (folder / name).write_bytes(path.read_bytes())
+        (folder / name).write_bytes(content(path))
     written = write_folder(layout.as_stored(model), folder)
     files.flush(folder)
     found = files.hashes(folder)
@@ -77,5 +78,5 @@ def load(
     if "generation_config.json" in model.files:
         from transformers import GenerationConfig
 
-        root.generation_config = GenerationConfig.from_pretrained(str(model.files["generation_config.json"].parent))
+        root.generation_config = GenerationConfig.from_dict(json.loads(content(model.files["generation_config.json"])))
     return root.requires_grad_(True)

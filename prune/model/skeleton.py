@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -75,13 +76,30 @@ def tied(root: PreTrainedModel) -> dict[str, str]:
     return dict(root.all_tied_weights_keys or {})
 
 
+def _built(model: Model) -> PreTrainedModel:
+    """The skeleton of a config that others wrote. Raises PruneError when transformers cannot build it."""
+    try:
+        count = model.numbers["layers"] - model.numbers.get("encoder_layers", 0)
+        found = {name.removeprefix(model.family.layers + ".").split(".")[0] for name in model.tensors.info}
+        stored = sum(number.isdigit() for number in found)
+        if stored and count > 2 * stored:  # building what the weights cannot fill would take memory for nothing
+            raise PruneError(
+                f"config and weights disagree: the config says {count} layers, the checkpoint has {stored}",
+                where=model.source,
+            )
+        return skeleton(model)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise PruneError(f"transformers cannot build this config: {reason}", where=model.source) from error
+
+
 def check(model: Model) -> Tensors:
     """The model's tensors without those stored twice, once names, shapes and dtypes were compared with the module.
 
     transformers fills what is missing with random values, drops what is not expected and reads any dtype; here each
     is an error. Raises PruneError with the first offending name.
     """
-    root = skeleton(model)
+    root = _built(model)
     ties = tied(root)
     wanted = {name: tuple(tensor.shape) for name, tensor in root.state_dict().items()}
     tensors = layout.as_module(model.tensors, model.family, wanted, root.base_model_prefix)
@@ -104,8 +122,8 @@ def check(model: Model) -> Tensors:
             )
     _check_dtypes(model, root, info)
     doubled = [name for name in info if name in ties and ties[name] in info]
-    _check_doubled(model, doubled, ties)
-    return Tensors({name: found for name, found in info.items() if name not in doubled}, model.tensors.read)
+    kept = {name: found for name, found in info.items() if name not in doubled}
+    return Tensors(kept, _equal_twins(model, {ties[name]: name for name in doubled}))
 
 
 def _ignored(model: Model, root: PreTrainedModel, name: str, wanted: dict[str, tuple[int, ...]]) -> bool:
@@ -131,14 +149,20 @@ def _check_dtypes(model: Model, root: PreTrainedModel, info: dict[str, Info]) ->
             )
 
 
-def _check_doubled(model: Model, doubled: list[str], ties: dict[str, str]) -> None:
-    """A tied parameter may be stored under both names only if both hold the same values."""
-    for name in doubled:
-        if not torch.equal(model.tensors.read(name), model.tensors.read(ties[name])):
+def _equal_twins(model: Model, twins: dict[str, str]) -> Callable[[str], torch.Tensor]:
+    """A reader that compares a tied parameter with its twin, where the checkpoint holds both, at the first reading."""
+
+    def read(name: str) -> torch.Tensor:
+        tensor = model.tensors.read(name)
+        if name in twins and not torch.equal(tensor, model.tensors.read(twins[name])):
             raise PruneError(
-                f"{name!r} and {ties[name]!r} are tied by the config but differ; set tie_word_embeddings to false",
+                f"{twins[name]!r} and {name!r} are tied by the config but differ; set tie_word_embeddings to false",
                 where=model.source,
             )
+        twins.pop(name, None)
+        return tensor
+
+    return read if twins else model.tensors.read
 
 
 def _word(dtype: torch.dtype) -> str:

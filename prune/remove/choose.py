@@ -164,18 +164,21 @@ def _lowest(groups: Sequence[Group], scores: Mapping[str, Tensor], wanted: int, 
     if wanted > sum(room.values()):
         raise PruneError(f"removing {wanted} of {sum(g.units for g in groups)} leaves some layer with nothing")
     entries = [
-        (value, number, unit)
+        (value, number, len(group.partitions))
         for number, group in enumerate(groups)
-        for unit, value in enumerate(_normalized(scores[group.name], normalize).tolist())
+        for value in _bundles(group, _normalized(scores[group.name], normalize))
     ]
-    for _, number, _ in sorted(entries, key=lambda entry: (entry[0], entry[1], -entry[2])):
-        if not wanted:
-            break
+    for _, number, size in sorted(entries):
         name = groups[number].name
-        if removed[name] < room[name]:
-            removed[name] += 1
-            wanted -= 1
+        if size <= wanted and removed[name] + size <= room[name]:
+            removed[name] += size
+            wanted -= size
     return removed
+
+
+def _bundles(group: Group, scores: Tensor) -> list[float]:
+    """Mean scores of what goes together: the lowest unit of every partition, the next lowest of every one, ..."""
+    return torch.stack([scores[list(part)].sort().values for part in group.partitions]).mean(0).tolist()
 
 
 def _normalized(scores: Tensor, normalize: Normalize) -> Tensor:

@@ -84,6 +84,9 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": {**ENTRY, "shape": [2.0]}}, "damaged header entry"),
         ({"a": {**ENTRY, "shape": [3]}}, "cannot have 8 bytes"),
         ({"a": {**ENTRY, "dtype": "F8_E4M3"}}, "quantised checkpoint cannot be pruned"),
+        ({"a": {**ENTRY, "dtype": []}}, "quantised checkpoint cannot be pruned"),
+        ({"a": ENTRY, "__metadata__": 5}, "__metadata__ must map names to text"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "damaged safetensors header"),
         ({"a": {**ENTRY, "data_offsets": [8, 16]}}, "overlaps another or leaves a hole"),
         ({"a": ENTRY, "b": ENTRY}, "overlaps another or leaves a hole"),
         ({}, "longer than its header says"),
@@ -172,4 +175,11 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(PruneError, match=r"pytorch_model\.bin is a pickle, which is never read"):
+        read_folder(tmp_path)
+
+
+def test_a_single_file_beside_an_index_is_ambiguous(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    index(tmp_path, {"w": "model.safetensors"})
+    with pytest.raises(PruneError, match="holds both"):
         read_folder(tmp_path)

@@ -234,7 +234,7 @@ def test_what_cannot_be_cut_says_why() -> None:
         groups(opened("t5"), "heads")
     with pytest.raises(PruneError, match="remove heads instead"):
         groups(opened("gpt2"), "query_heads")
-    with pytest.raises(PruneError, match=r"docs/families\.md"):
+    with pytest.raises(PruneError, match=r"docs/adding-a-family\.md"):
         families.of("mamba")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prune import bundled
 from prune.errors import PruneError
 from prune.model.foreign import read_config, scrub
 from prune.model.open import open as open_model
+from prune.model.save import save
 from tests.tiny import FAMILIES, tiny_model
 
 
@@ -85,8 +88,10 @@ def test_tied_weights_stored_twice_must_be_equal(tmp_path: Path, same: bool) -> 
     if same:
         assert "lm_head.weight" not in open_model(tmp_path).tensors.info
     else:
-        with pytest.raises(PruneError, match="tied by the config but differ"):
-            open_model(tmp_path)
+        opened = open_model(tmp_path)  # nothing is read yet
+        for _ in range(2):
+            with pytest.raises(PruneError, match="tied by the config but differ"):
+                opened.tensors.read("model.embed_tokens.weight")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,15 @@ def test_tied_weights_stored_twice_must_be_equal(tmp_path: Path, same: bool) -> 
         ({"num_attention_heads": 7}, "LlamaConfig refuses this config"),
         ({"num_hidden_layers": "three"}, "LlamaConfig refuses this config"),
         ({"intermediate_size": 39}, "config and weights disagree"),
+        ({"num_hidden_layers": 10**6}, "the config says 1000000 layers, the checkpoint has 3"),
+        ({"hidden_size": 10**15}, "config"),
+        ({"vocab_size": -5}, "cannot build this config"),
+        ({"head_dim": 0}, "config"),
+        ({"num_key_value_heads": 0}, "config"),
+        ({"hidden_act": "nothing"}, "cannot build this config"),
+        ({"rope_parameters": {"rope_type": "evil", "rope_theta": 1.0}}, "config"),
+        ({"architectures": 5}, "architectures must be a list of class names"),
+        ({"per_layer_config": {"0": {"intermediate_size": 8}}}, "config"),
     ],
 )
 def test_a_config_that_cannot_be_served_is_refused_in_one_line(folder: Path, values: dict, says: str) -> None:
@@ -167,3 +181,32 @@ def test_an_unknown_family_is_refused_before_its_weights_are_downloaded(
     with pytest.raises(PruneError, match="unknown model family 'strange'"):
         open_model("owner/name")
     assert not any("*.safetensors" in patterns for patterns in asked)
+
+
+def test_tokenizer_settings_lose_what_names_code_and_nothing_else(tmp_path: Path) -> None:
+    shutil.copytree(bundled.folder(), tmp_path / "m")
+    plain = (tmp_path / "m" / "tokenizer_config.json").read_bytes()
+    path = tmp_path / "m" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(plain), "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    opened = open_model(tmp_path / "m")
+    assert opened.tokenizer().decode(opened.tokenizer()("def f():")["input_ids"]) == "def f():"
+    save(opened, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == json.loads(plain)
+    tokenizer = "tokenizer.json"
+    assert (tmp_path / "out" / tokenizer).read_bytes() == (tmp_path / "m" / tokenizer).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "text"), [("tokenizer.json", "{"), ("tokenizer_config.json", "[")])
+def test_a_damaged_tokenizer_is_one_line(tmp_path: Path, name: str, text: str) -> None:
+    shutil.copytree(bundled.folder(), tmp_path / "m")
+    (tmp_path / "m" / name).write_text(text)
+    with pytest.raises(PruneError) as caught:
+        open_model(tmp_path / "m").tokenizer()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path) -> None:
+    for path in bundled.folder().glob("tokenizer*"):
+        shutil.copy(path, folder)
+    with pytest.raises(PruneError, match="the tokenizer has 4096 tokens, the model 96"):
+        open_model(folder).tokenizer()

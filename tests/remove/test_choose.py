@@ -60,6 +60,13 @@ def test_global_ranking_takes_from_the_weakest_layers() -> None:
     assert plan == {"layers.0.heads": [0, 1, 2, 3], "layers.1.heads": [3], "layers.2.heads": [0, 1, 2, 3]}
 
 
+def test_global_ranking_of_query_heads_takes_one_from_every_partition_at_a_time() -> None:
+    scores = {f"layers.{i}.query_heads": [float(u + 10 * i) for u in range(8)] for i in range(3)}
+    plan = plan_for("query_heads", scores, count=5, scope="global", normalize="none")
+    assert plan["layers.0.query_heads"] == [1, 3, 5, 7]
+    assert plan["layers.1.query_heads"] == plan["layers.2.query_heads"] == list(range(8))
+
+
 def test_global_ranking_leaves_every_layer_something() -> None:
     plan = plan_for("heads", ratio=0.7, scope="global")
     assert sum(map(len, plan.values())) == 12 - 8
