@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from prune.measure import layer_flops
+from prune.measure import layer_flops, multiplied
 from prune.model.groups import KINDS, Group, groups, kinds
 from prune.model.model import Model
 
@@ -40,7 +40,7 @@ def _kind(model: Model, kind: str, parameters: int, flops: int, per_layer: list[
     found = groups(model, kind)
     counts = [group.units for group in found]
     held = sum(_held(model, group) for group in found)
-    attention = sum(attention for _, attention in per_layer) if kind != "channels" else 0
+    attention = sum(attention for _, attention in per_layer) if kind not in ("channels", "experts") else 0
     work = 2 * sum(_held(model, group, matrices=True) for group in found) + attention
     return {
         "kind": kind,
@@ -55,13 +55,16 @@ def _kind(model: Model, kind: str, parameters: int, flops: int, per_layer: list[
 
 def _held(model: Model, group: Group, *, matrices: bool = False) -> int:
     """Parameters that all of a group's units own together; with `matrices`, of those that are multiplied with."""
-    info = model.tensors.info
+    experts = model.numbers.get("experts", 0)
+
+    def size(name: str) -> int:
+        return multiplied(model, name, experts) if matrices else prod(model.tensors.info[name].shape)
+
     if group.whole:
-        return sum(prod(info[n].shape) for unit in group.whole for n in unit if not matrices or len(info[n].shape) > 1)
+        return sum(size(name) for unit in group.whole for name in unit)
     total = 0
     for piece in group.slices:
-        shape = info[piece.name].shape
-        if not matrices or len(shape) > 1:
-            positions = shape[piece.dim] * (shape[0] if piece.stacked else 1)
-            total += piece.index.numel() * prod(shape) // positions
+        shape = model.tensors.info[piece.name].shape
+        positions = shape[piece.dim] * (shape[0] if piece.stacked else 1)
+        total += piece.index.numel() * size(piece.name) // positions
     return total

@@ -26,9 +26,17 @@ def token_loss(logits: Tensor, labels: Tensor) -> tuple[float, int]:
 
 def layer_flops(model: Model, layer: int, length: int) -> tuple[int, int]:
     """FLOPs per token of a layer's matrices, and of its attention products at a context of `length` tokens."""
-    shapes = [model.tensors.info[name].shape for name in model.names(layer)]
     sizes = model.sizes(layer)
-    return 2 * sum(prod(shape) for shape in shapes if len(shape) > 1), 4 * length * sizes["heads"] * sizes["head_dim"]
+    matrices = sum(multiplied(model, name, sizes["experts"]) for name in model.names(layer))
+    return 2 * matrices, 4 * length * sizes["heads"] * sizes["head_dim"]
+
+
+def multiplied(model: Model, name: str, experts: int) -> int:
+    """How many of a tensor's numbers one token is multiplied with: of stacked experts, those that it goes to."""
+    shape = model.tensors.info[name].shape
+    if len(shape) < 2:
+        return 0
+    return prod(shape) * model.numbers["routed"] // experts if len(shape) > 2 and experts else prod(shape)
 
 
 @cache
