@@ -47,10 +47,22 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         family = families.of(values["model_type"])
     except PruneError as error:
-        raise error.at(str(path)) from None
+        raise PruneError(error.message + _described(values), where=str(path)) from None
     ours = values["model_type"].startswith(PREFIX)
     kind = nonuniform.config_class(family.model_type) if ours else CONFIG_MAPPING[family.model_type]
     return _build(kind, scrub(values), str(path))
+
+
+def _described(values: dict[str, Any]) -> str:
+    """What an architecture without a family looks like, where Optimum knows how its config names things."""
+    from optimum.utils import NormalizedConfigManager
+
+    try:
+        normalized = NormalizedConfigManager.get_normalized_config_class(values["model_type"])
+        sizes = normalized(CONFIG_MAPPING[values["model_type"]].from_dict(scrub(values)))
+        return f" (it has {sizes.num_layers} layers of width {sizes.hidden_size} with {sizes.num_attention_heads} heads)"
+    except _REFUSALS:  # unknown to Optimum or to transformers as well
+        return ""
 
 
 def _build(kind: type[PreTrainedConfig], values: dict[str, Any], where: str) -> PreTrainedConfig:

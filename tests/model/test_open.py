@@ -183,6 +183,13 @@ def test_an_unknown_family_is_refused_before_its_weights_are_downloaded(
     assert not any("*.safetensors" in patterns for patterns in asked)
 
 
+def test_an_architecture_without_a_family_is_described(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 5, "hidden_size": 64, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "falcon", **sizes}))
+    with pytest.raises(PruneError, match=r"adding-a-family.* \(it has 5 layers of width 64 with 4 heads\)"):
+        open_model(tmp_path)
+
+
 def test_tokenizer_settings_lose_what_names_code_and_nothing_else(tmp_path: Path) -> None:
     shutil.copytree(bundled.folder(), tmp_path / "m")
     plain = (tmp_path / "m" / "tokenizer_config.json").read_bytes()
