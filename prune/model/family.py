@@ -162,7 +162,7 @@ def numbers(family: Family, config: Any) -> dict[str, int]:
     """The counts a config states: heads, kv_heads, channels, layers, width, head_dim and, for mixtures, experts.
 
     `head_dim` is what the config says, else width / heads, as the stock models read it; channels are 4 x width where
-    the config leaves them out, or those of an expert where there are no others. `layers` counts those of an encoder too.
+    the config leaves them out, or those of an expert where there are no others. `layers` has an encoder's too.
     """
     found = {number: getattr(config, key, None) for number, key in family.sizes.items()}
     given = {number: int(value) for number, value in found.items() if value is not None}
