@@ -60,7 +60,8 @@ def _described(values: dict[str, Any]) -> str:
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(values["model_type"])
         sizes = normalized(CONFIG_MAPPING[values["model_type"]].from_dict(scrub(values)))
-        return f" (it has {sizes.num_layers} layers of width {sizes.hidden_size} with {sizes.num_attention_heads} heads)"
+        heads = sizes.num_attention_heads
+        return f" (it has {sizes.num_layers} layers of width {sizes.hidden_size} with {heads} heads)"
     except _REFUSALS:  # unknown to Optimum or to transformers as well
         return ""
 
