@@ -20,22 +20,27 @@ from prune.errors import PruneError
 from prune.evaluation.evaluate import evaluate as measure
 from prune.exports.export import export as write_export
 from prune.exports.export import refuse
+from prune.model import slots
 from prune.model.groups import Group, Kind, groups
 from prune.model.model import Model
 from prune.model.overlay import Changes
 from prune.model.walk import Batch
+from prune.remove.budget import added_up, allocate, matters
 from prune.remove.choose import choose
 from prune.remove.compensate import How, compensate
 from prune.remove.cut import Plan, cut
 from prune.remove.describe import in_words, notes
+from prune.remove.divergence import divergence
 from prune.remove.iterate import iterate
 from prune.remove.prove import prove
 from prune.remove.refit import refit as solve_anew
+from prune.remove.refit import trial_windows
 from prune.remove.score import check_criterion, needs_data, options, score
 from prune.run import Run
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 COMPENSATED: dict[str, How] = {"flap": "bias", "obs": "weights"}  # criterion -> what its own method does after a cut
 PROOF_TOKENS = (2, 64)  # windows and tokens of the batch that a cut is proved on
@@ -59,6 +64,8 @@ def remove(
     ratio: Ratio | None = None,
     count: Count | None = None,
     plan: str | None = None,
+    budget: dict[Literal["params", "flops", "bytes"], Share] | None = None,
+    uniform: bool = True,
     criterion: str | dict[str, dict[str, Any]] = "wanda",
     scope: Literal["layer", "global"] = "layer",
     normalize: Literal["mean", "standard", "none"] = "mean",
@@ -74,6 +81,9 @@ def remove(
     ratio: the fraction of the units to remove, at least 0 and below 1.
     count: the number of units to remove instead of a ratio: of every layer, or of all layers with `scope: global`.
     plan: a JSON file of kept units per group, instead of ratio or count; nothing is scored.
+    budget: the share of parameters, FLOPs or bytes that may stay, as in `{params: 0.6}`, in place of a ratio: how much
+        of each kind goes is then chosen, to lose least. Criterion `obs` knows the errors that this weighs best.
+    uniform: with a budget, remove as much from every layer (a stock checkpoint); false lets layers differ.
     criterion: how units are scored, by name, or with its options as in `{magnitude: {norm: l1}}`.
     scope: `layer` removes the same number in every layer, which stays a stock checkpoint; `global` ranks across layers.
     normalize: how `scope: global` makes scores comparable: divided by each layer's mean, standardised, or not at all.
@@ -94,12 +104,17 @@ def remove(
         chosen = _read_plan(plan)
     else:
         how: dict[str, Any] = {"scope": scope, "normalize": normalize, "multiple_of": multiple_of, "protect": protect}
+        if budget is not None and (ratio is not None or count is not None or iterations > 1):
+            raise PruneError("give either a budget, or a ratio or count with its iterations", where="budget")
         if iterations > 1 and ratio is None:
             raise PruneError("iterations reach a ratio; give one", where="iterations")
 
         def plan_for(model: Model, share: float | None) -> Plan:
             own = groups(model, kinds)
-            return choose(model, own, _scores(run, model, own, name, settings, count), ratio=share, count=count, **how)
+            scores = _scores(run, model, own, name, settings, count)
+            if budget is not None:
+                return _within(run, own, scores if name == "obs" else added_up(scores), budget, uniform, bool(refit))
+            return choose(model, own, scores, ratio=share, count=count, **how)
 
         def shrink(plan: Plan) -> Model:
             return mended(run, plan, name, refit=refit, fold=fold)
@@ -228,6 +243,30 @@ def _criterion(given: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, A
     if len(given) != 1:
         raise PruneError("give one criterion, as in {magnitude: {norm: l1}}", where="criterion")
     return next(iter(given.items()))
+
+
+def _within(
+    run: Run, found: list[Group], scores: dict[str, Tensor], budget: dict[Any, float], uniform: bool, refit: bool
+) -> Plan:
+    """The plan that loses least within a budget, judged on some of the calibration text."""
+    if any(group.layer is None for group in found):
+        raise PruneError("a budget is shared out inside layers; drop layers in a step of their own", where="what")
+    if run.dry or run.calibration is None:
+        return allocate(run.model, found, scores, budget=budget, uniform=uniform)
+    text = calibration_batches(run)
+    fit, judge = trial_windows(text)
+    finished = slots.opened if refit else None  # its intercepts take room
+    place = {key: value for key, value in _place(run).items() if key != "progress"}
+    if not uniform:
+        weights = matters(run.model, found, scores, judge or text, **place)
+        return allocate(run.model, found, scores, budget=budget, uniform=False, weights=weights, finished=finished)
+
+    def loss(plan: Plan) -> float:
+        solved = refit and bool(fit)
+        small = solve_anew(run.model, plan, fit, target="residual", **place) if solved else cut(run.model, plan)
+        return divergence(small, run.model, judge or text, **place)
+
+    return allocate(run.model, found, scores, budget=budget, judge=loss, finished=finished)
 
 
 def mended(run: Run, plan: Plan, criterion: str, *, refit: bool | Refit, fold: bool) -> Model:

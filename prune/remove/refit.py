@@ -118,7 +118,7 @@ def _best_target(
     place: Mapping[str, Any],
 ) -> Target:
     """The target whose refit on some windows leaves the least divergence on others."""
-    fit, judge = _trial_windows(batches)
+    fit, judge = trial_windows(batches)
     if not fit:
         return "residual"
     found: dict[str, float] = {}
@@ -130,7 +130,7 @@ def _best_target(
     return min(TRIALS, key=found.__getitem__)
 
 
-def _trial_windows(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+def trial_windows(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Windows to fit a trial on and others to judge it on; none when there are too few."""
     total = sum(
         len(batch["input_ids"]) if "input_ids" in batch else len(next(iter(batch.values()))) for batch in batches
