@@ -97,13 +97,10 @@ def windows(
     those of `batches`.
     """
     check(source, split=split)
+    stride = check_windows(tokenizer, length=length, stride=stride, samples=samples)
+    _at_least(1, batch_size=batch_size)
     opening = _opening(tokenizer)
-    _at_least(1, samples=1 if samples is None else samples, batch_size=batch_size)
-    _at_least(2 + len(opening), length=length)
     body = length - len(opening)  # tokens of the text in a window
-    stride = longest_stride(tokenizer, length) if stride is None else stride
-    if not 1 <= stride < body:
-        raise PruneError(f"stride is {stride}; choices: 1 to {body - 1} for windows of {length} tokens")
     texts = _documents(source, split or _evaluation_split(source), field, False, None)
     most = None if samples is None else body + (samples - 1) * stride
     # The first token of all needs one before it to be predicted from.
@@ -125,6 +122,25 @@ def windows(
 def longest_stride(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
     """The new tokens in a window of `length`: all but one of context, and the beginning token where there is one."""
     return length - len(_opening(tokenizer)) - 1
+
+
+def check_windows(
+    tokenizer: PreTrainedTokenizerBase, *, length: int, stride: int | None = None, samples: int | None = None
+) -> int:
+    """The stride that `windows` takes; PruneError for numbers it refuses. Reads no text."""
+    opening = _opening(tokenizer)
+    _at_least(1, samples=1 if samples is None else samples)
+    _at_least(2 + len(opening), length=length)
+    stride = longest_stride(tokenizer, length) if stride is None else stride
+    most = length - len(opening) - 1
+    if not 1 <= stride <= most:
+        raise PruneError(f"stride is {stride}; choices: 1 to {most} for windows of {length} tokens")
+    return stride
+
+
+def is_file(source: Source) -> bool:
+    """Whether a source is a local file, which can be read at no cost to others."""
+    return _kind(source) == "file"
 
 
 def check(source: Source, *, split: str | None = None) -> None:

@@ -7,7 +7,6 @@ made up and nothing is read, so that shapes, sizes and mistakes are known before
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
-from prune import data, files, forecast
+from prune import data, forecast, rehearsal
 from prune.errors import PruneError
 from prune.evaluation.evaluate import evaluate as measure
 from prune.exports.export import export as write_export
@@ -32,11 +31,12 @@ from prune.remove.cut import Plan, cut
 from prune.remove.describe import in_words, notes
 from prune.remove.divergence import divergence
 from prune.remove.iterate import iterate
+from prune.remove.plan_file import read_plan
 from prune.remove.prove import prove
 from prune.remove.refit import refit as solve_anew
 from prune.remove.refit import trial_windows
 from prune.remove.score import check_criterion, needs_data, options, score
-from prune.run import Run
+from prune.run import Calibration, Run
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -99,9 +99,17 @@ def remove(
     name, settings = _criterion(criterion)
     found = groups(run.model, kinds)
     if plan is not None:
-        if ratio is not None or count is not None:
-            raise PruneError("give either plan, ratio or count, and not several")
-        chosen = _read_plan(plan)
+        _refuse_beside_plan(
+            ratio=(ratio, None),
+            count=(count, None),
+            criterion=(criterion, "wanda"),
+            scope=(scope, "layer"),
+            normalize=(normalize, "mean"),
+            multiple_of=(multiple_of, 1),
+            protect=(protect, []),
+            iterations=(iterations, 1),
+        )
+        chosen = read_plan(plan, kinds)
     else:
         how: dict[str, Any] = {"scope": scope, "normalize": normalize, "multiple_of": multiple_of, "protect": protect}
         if budget is not None and (ratio is not None or count is not None or iterations > 1):
@@ -111,10 +119,12 @@ def remove(
 
         def plan_for(model: Model, share: float | None) -> Plan:
             own = groups(model, kinds)
-            scores = _scores(run, model, own, name, settings, count)
             if budget is not None:
+                scores = _scores(run, model, own, name, settings, count)
                 return _within(run, own, scores if name == "obs" else added_up(scores), budget, uniform, bool(refit))
-            return choose(model, own, scores, ratio=share, count=count, **how)
+            amount = {"ratio": share, "count": count, **how}
+            turned = {**_angular(model, own, name, settings, amount), **settings}
+            return choose(model, own, _scores(run, model, own, name, turned, count), **amount)
 
         def shrink(plan: Plan) -> Model:
             return mended(run, plan, name, refit=refit, fold=fold)
@@ -133,7 +143,14 @@ def remove(
         notes=notes(run.model, small, found, chosen, ratio=ratio, count=count, scope=scope),
     )
     if run.dry:
-        run.record["needs"] = _remove_needs(run, small, walks=plan is None and needs_data(name))
+        own = name if plan is None else ""
+        mends = bool(refit) or fold or own in COMPENSATED
+        if mends and run.calibration is None:
+            raise PruneError("refit and fold look at data; give the recipe a calibration", where="refit")
+        walks = plan is None and needs_data(name)
+        if run.calibration is not None:
+            rehearsal.calibration(run.model, run.calibration if walks or mends else _proof_text(run), seed=run.seed)
+        run.record["needs"] = _remove_needs(run, small, walks=walks)
     else:
         run.record["plan"] = chosen
         batch = _proof_batch(run)
@@ -171,9 +188,10 @@ def evaluate(
     before, after = run.original, run.model
     run.record["parameters"] = [before.tensors.parameters, after.tensors.parameters]
     run.record["bytes"] = [before.tensors.bytes, after.tensors.bytes]
-    if perplexity is not None:
-        data.check(perplexity)
     if run.dry:
+        if perplexity is not None:
+            numbers: dict[str, Any] = {"length": length, "stride": stride, "samples": samples}
+            rehearsal.evaluation(before, perplexity, **numbers, field=field, split=split)
         tokens = (samples or 256) * length if perplexity is not None else 0  # of the whole text not more is known
         walks = forecast.walking(before, tokens=tokens, length=length, device=run.device, walks=2)
         run.record["needs"] = walks
@@ -308,16 +326,12 @@ def _scores(
     known = options(name)
     if "seed" in known:
         settings = {"seed": run.seed, **settings}
-    if "run" in known and settings.get("distance") == "angular" and count:
-        settings = {"run": count, **settings}
     if name == "kl" and count:
         settings = {"rounds": count, **settings}
     check_criterion(found, name, settings)
     if needs_data(name) and run.calibration is None:
         raise PruneError(f"criterion {name!r} looks at data; give the recipe a calibration", where="criterion")
     if run.dry:
-        if needs_data(name) and run.calibration is not None and Path(run.calibration.data).is_file():
-            calibration_batches(run)  # a file that is damaged or too short is found before any weight is read
         return {group.name: torch.zeros(group.units) for group in found}
     text = calibration_batches(run) if needs_data(name) else None
     return score(model, found, text, criterion=name, **settings, **_place(run))
@@ -356,16 +370,31 @@ def _proof_batch(run: Run) -> Batch:
     """Calibration text where the recipe has some, else seeded token ids: what is proved holds for any."""
     windows_, tokens = PROOF_TOKENS
     if run.calibration is not None:
-        text = replace(run.calibration, samples=windows_, length=min(run.calibration.length, tokens))
-        return calibration_batches(replace(run, calibration=text))[0]
+        return calibration_batches(replace(run, calibration=_proof_text(run)))[0]
     generator = torch.Generator().manual_seed(run.seed)
     return {"input_ids": torch.randint(run.model.config.vocab_size, (windows_, tokens), generator=generator)}
 
 
-def _read_plan(path: str) -> Plan:
-    if not Path(path).is_file():
-        raise PruneError(f"no plan file {path!r}", where="plan")
-    content = files.read_json(path)
-    if not all(isinstance(kept, list) for kept in content.values()):
-        raise PruneError("a plan maps each group to a list of kept units", where="plan")
-    return content
+def _proof_text(run: Run) -> Calibration:
+    """The part of the calibration text that a cut is proved on."""
+    windows_, tokens = PROOF_TOKENS
+    assert run.calibration is not None
+    return replace(run.calibration, samples=windows_, length=min(run.calibration.length, tokens))
+
+
+def _refuse_beside_plan(**options_: tuple[Any, Any]) -> None:
+    """PruneError for options, each (value, default), that do nothing where a plan says what stays."""
+    idle = [name for name, (value, default) in options_.items() if value != default]
+    if idle:
+        raise PruneError(f"does nothing beside a plan, which says what stays: {', '.join(idle)}", where=idle[0])
+
+
+def _angular(
+    model: Model, found: list[Group], name: str, settings: dict[str, Any], amount: dict[str, Any]
+) -> dict[str, Any]:
+    """Angular distance scores runs of layers, as long as what will be removed unless the recipe says otherwise."""
+    if name != "redundancy" or settings.get("distance") != "angular":
+        return {}
+    check_criterion(found, name, settings)
+    kept = choose(model, found, {group.name: torch.zeros(group.units) for group in found}, **amount)
+    return {"run": max(found[0].units - len(kept.get(found[0].name, range(found[0].units))), 1)}

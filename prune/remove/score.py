@@ -115,4 +115,6 @@ def check_criterion(groups: Sequence[Group], name: str, settings: Mapping[str, A
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise PruneError(f"option {setting!r} of criterion {name}: {reason}, not {value!r}") from None
+    if hasattr(module, "check"):  # of options against the groups
+        module.check(groups, **settings)
     return module

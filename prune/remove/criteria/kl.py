@@ -33,9 +33,8 @@ def score_model(
     have negative scores, in their order. The others have the divergence that removing them next would leave. One round
     runs the model once for every layer that is there. `options` are those of the walk.
     """
+    check(groups, rounds=rounds)
     (group,) = groups
-    if not 1 <= rounds < group.units:
-        raise PruneError(f"rounds must be from 1 to {group.units - 1}, not {rounds}")
     expected = _held(model, batches, options)
     kept = list(range(group.units))
     scores = torch.zeros(group.units)
@@ -56,6 +55,12 @@ def score_model(
         kept.remove(least)
         scores[least] = turn - rounds
     return {group.name: scores}
+
+
+def check(groups: Sequence[Group], *, rounds: int = 1, **_: Any) -> None:
+    """PruneError for more rounds than there are layers to drop."""
+    if not 1 <= rounds < groups[0].units:
+        raise PruneError(f"rounds must be from 1 to {groups[0].units - 1}, not {rounds}")
 
 
 def _held(model: Model, batches: Sequence[Batch], options: dict[str, Any]) -> list[Tensor] | None:

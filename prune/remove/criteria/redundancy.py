@@ -35,9 +35,8 @@ def score_model(
     With `run` n > 1 a layer's score is the smallest distance over any n consecutive layers that it belongs to, so
     that the n lowest scores are the run to remove. `options` are those of the walk.
     """
+    check(groups, run=run)
     (group,) = groups
-    if not 1 <= run <= group.units:
-        raise PruneError(f"run must be from 1 to the {group.units} layers there are, not {run}")
     entered: deque[list[Tensor]] = deque(maxlen=run)  # what entered the last `run` layers
     distances = []
     for visit in walk(model, batches, **options):
@@ -51,6 +50,12 @@ def score_model(
             distances.append(turned.mean().item())
     starts = [range(max(0, layer - run + 1), min(layer, len(distances) - 1) + 1) for layer in range(group.units)]
     return {group.name: torch.tensor([min(distances[start] for start in own) for own in starts])}
+
+
+def check(groups: Sequence[Group], *, run: int = 1, **_: Any) -> None:
+    """PruneError for a run that there are not enough layers for."""
+    if not 1 <= run <= groups[0].units:
+        raise PruneError(f"run must be from 1 to the {groups[0].units} layers there are, not {run}")
 
 
 def _cosines(before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:

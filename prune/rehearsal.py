@@ -1,0 +1,54 @@
+"""What a dry run reads of data: the tokenizer and local files, so that a slip in them is known before any weight is.
+
+A Hub model was opened by its headers alone in a dry run, and a Hub dataset is asked for nothing: of those only what
+their names and numbers tell is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prune import data
+from prune.errors import PruneError
+from prune.model.model import Model
+from prune.run import Calibration
+
+
+def evaluation(
+    model: Model, source: str, *, length: int, stride: int | None, samples: int | None, **where: str | None
+) -> None:
+    """PruneError for what `data.windows` will refuse; `where` are `field` and `split`."""
+    fits(model, length, where="length")
+    data.check(source, split=where.get("split"))
+    if model.weights:
+        tokenizer = model.tokenizer()
+        data.check_windows(tokenizer, length=length, stride=stride, samples=samples)
+        if data.is_file(source):
+            data.windows(source, tokenizer, length=length, stride=stride, samples=samples, **_given(where))
+
+
+def calibration(model: Model, text: Calibration, *, seed: int) -> None:
+    """PruneError for what `data.batches` will refuse."""
+    fits(model, text.length, where="calibration.length")
+    data.check(text.data, split=text.split)
+    if model.weights:
+        tokenizer = model.tokenizer()
+        if data.is_file(text.data):
+            numbers: dict[str, Any] = {
+                "samples": text.samples,
+                "length": text.length,
+                "seed": seed,
+                "batch_size": text.batch_size,
+            }
+            data.batches(text.data, tokenizer, **numbers, **_given({"field": text.field, "split": text.split}))
+
+
+def fits(model: Model, length: int, *, where: str) -> None:
+    """PruneError for windows longer than the positions a model states."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most and length > most:
+        raise PruneError(f"length is {length}, and the model has {most} positions", where=where)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

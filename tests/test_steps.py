@@ -1,0 +1,141 @@
+"""What the steps refuse in a dry run, before a weight is read or a file written."""
+
+# ruff: noqa: E501  # tables of long lines
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prune import files
+from prune.errors import PruneError
+from prune.recipe import apply, check
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("short.txt").write_text("a few words\n")
+    Path("damaged.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    Path("text.jsonl").write_text('{"text": "some words of text"}\n')
+    for name, plan in PLANS.items():
+        Path(name).write_text(plan)
+
+
+PLANS = {
+    "empty.json": "{}",
+    "twice.json": '{"layers": [0, 1], "layers": [0, 2]}',
+    "mixed.json": '{"layers": [0, "1"]}',
+    "nested.json": '{"layers": [[0], [1]]}',
+    "truth.json": '{"layers": [true]}',
+    "heads.json": '{"layers.0.heads": [0], "layers": [0, 1]}',
+    "good.json": '{"layers": [0, 1, 2, 4]}',
+}
+
+
+def complaint(*steps: dict[str, Any], model: str = "bundled", **keys: Any) -> str:
+    before = files.names(".")
+    with pytest.raises(PruneError) as caught:
+        apply({"model": model, "output": "out", "steps": [*steps], **keys})
+    assert files.names(".") == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"perplexity": "python-docs", "stride": 256}, "stride is 256; choices: 1 to 25"),
+        ({"perplexity": "python-docs", "length": 2048}, "evaluate.length: length is 2048, and the model has 1024 positions"),
+        ({"perplexity": "python-docs", "split": "test"}, "unknown split 'test'"),
+        ({"perplexity": "damaged.jsonl"}, "damaged.jsonl: cannot be read"),
+        ({"perplexity": "text.jsonl", "field": "txt"}, "unknown field 'txt'; did you mean 'text'?"),
+        ({"perplexity": "~/damaged.jsonl"}, "damaged.jsonl: cannot be read"),
+        ({"perplexity": "short.txt", "split": "test"}, "has no splits"),
+    ],
+)  # fmt: skip
+def test_what_evaluate_cannot_measure_is_known_before(options: dict[str, Any], expected: str) -> None:
+    assert expected in complaint(
+        {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}, {"evaluate": options}
+    )
+
+
+def test_a_model_without_tokenizer_is_known_before(llama_folder: Path) -> None:
+    expected = "has no tokenizer files"
+    remove = {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}
+    evaluate = {"evaluate": {"perplexity": "python-docs", "length": 16}}
+    assert expected in complaint(evaluate, model=str(llama_folder))
+    calibration = {"data": "python-docs", "samples": 2, "length": 16}
+    assert expected in complaint(remove, model=str(llama_folder), calibration=calibration)
+
+
+@pytest.mark.parametrize(
+    ("options", "calibration", "expected"),
+    [
+        ({"criterion": "magnitude"}, {"data": "short.txt"}, "short.txt: gives 0 windows of 64 tokens, 2 were asked"),
+        ({"criterion": "magnitude"}, {"data": "~/short.txt"}, "gives 0 windows of 64 tokens"),
+        ({"criterion": "wanda"}, {"data": "~/short.txt", "samples": 3}, "gives 0 windows of 512 tokens, 3 were asked"),
+        ({"criterion": "magnitude", "fold": True}, {"data": "short.txt"}, "gives 0 windows of 512 tokens"),
+        ({"criterion": "wanda"}, {"data": "python-docs", "length": 2048}, "calibration.length: length is 2048, and the model has 1024"),
+        ({"criterion": "magnitude", "refit": True}, None, "refit and fold look at data"),
+    ],
+)  # fmt: skip
+def test_calibration_that_cannot_be_had_is_known_before(
+    options: dict[str, Any], calibration: dict[str, Any] | None, expected: str
+) -> None:
+    assert expected in complaint({"remove": {"what": "channels", "ratio": 0.5, **options}}, calibration=calibration)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        ({"redundancy": {"run": 9}}, "run must be from 1 to the 6 layers there are, not 9"),
+        ({"kl": {"rounds": 6}}, "rounds must be from 1 to 5, not 6"),
+    ],
+)
+def test_more_layers_than_there_are_is_known_before(criterion: dict[str, Any], expected: str) -> None:
+    calibration = {"data": "python-docs", "samples": 2, "length": 16}
+    remove = {"what": "layers", "count": 1, "criterion": criterion}
+    assert expected in complaint({"remove": remove}, calibration=calibration)
+
+
+@pytest.mark.parametrize("amount", [{"count": 2}, {"ratio": 0.34}])
+def test_angular_distance_is_of_runs_as_long_as_what_goes(
+    amount: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prune import steps
+
+    given = []
+    monkeypatch.setattr(steps, "check_criterion", lambda _, name, settings: given.append({name: settings}))
+    remove = {"what": "layers", "criterion": {"redundancy": {"distance": "angular"}}, **amount}
+    check({"model": "bundled", "calibration": {"data": "python-docs"}, "steps": [{"remove": remove}]})
+    assert given[-1] == {"redundancy": {"distance": "angular", "run": 2}}
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "expected"),
+    [
+        ("none.json", {}, "cannot read 'none.json'"),
+        ("short.txt", {}, "short.txt cannot be read as JSON"),
+        ("empty.json", {}, "empty.json must hold group names with kept units"),
+        ("twice.json", {}, "'layers' stands twice in the plan"),
+        ("mixed.json", {}, "mixed.json: layers must be a list of whole numbers"),
+        ("nested.json", {}, "nested.json: layers must be a list of whole numbers"),
+        ("truth.json", {}, "truth.json: layers must be a list of whole numbers"),
+        ("heads.json", {}, "heads.json: layers.0.heads is of kind 'heads', and `what` names layers"),
+        ("good.json", {"ratio": 0.5}, "remove.ratio: does nothing beside a plan, which says what stays: ratio"),
+        ("good.json", {"criterion": "magnitude", "protect": [1]}, "which says what stays: criterion, protect"),
+    ],
+)
+def test_a_plan_file_is_read_strictly(plan: str, options: dict[str, Any], expected: str) -> None:
+    assert expected in complaint({"remove": {"what": "layers", "plan": plan, **options}})
+
+
+def test_a_plan_says_all_it_removes() -> None:
+    Path("both.json").write_text(json.dumps({"layers": [0, 1, 2, 4], "layers.0.heads": [0]}))
+    found = check({"model": "bundled", "steps": [{"remove": {"what": ["heads", "layers"], "plan": "both.json"}}]})
+    assert set(found.steps[0]["record"]["removed"]) == {"heads", "layers"}
+    assert found.steps[0]["record"]["removed"]["layers"] == "2 of 6"
