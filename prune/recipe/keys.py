@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -17,13 +18,25 @@ from prune.errors import PruneError
 from prune.recipe.load import Recipe, Step
 
 FORMAT = 1  # of prune.json and of the step folders; another number makes every key another
+# What computes, what cuts text into tokens and reads it, and what writes files.
+_DECIDE = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)
 Fingerprint = Callable[..., str]  # (data source, split=) -> what tells its bytes from others
 
 
 def versions() -> dict[str, str]:
     """The versions that decide what comes out."""
-    found = {"prune": prune.__version__}
-    for name in ("torch", "transformers"):
+    found = {"prune": prune.__version__, "python": platform.python_version()}
+    for name in _DECIDE:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
