@@ -35,9 +35,8 @@ def staged(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target = Path(folder).resolve()
     refuse_occupied(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
     staging = _sibling(target, "tmp")
-    staging.mkdir()
+    make(staging)
     try:
         yield staging
         flush(staging)
@@ -48,8 +47,19 @@ def staged(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def make(folder: Path) -> None:
+    """Makes a folder and those around it; PruneError where the system does not let it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PruneError(f"cannot be written: {error.strerror}", where=str(folder.parent)) from None
+
+
 def refuse_occupied(folder: Path, *, overwrite: bool) -> None:
-    """PruneError when `folder` may not be written: it is a file, not ours, or ours and `overwrite` is not given."""
+    """PruneError when `folder` may not be written: it is a file, not ours, or ours and `overwrite` is not given.
+
+    Nor when it holds files that its prune.json does not list: those are somebody's own.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -62,6 +72,17 @@ def refuse_occupied(folder: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise PruneError("exists; --overwrite replaces it", where=str(folder))
+    if strange := unlisted(folder):
+        named = ", ".join(strange[:3]) + (" ..." if len(strange) > 3 else "")
+        raise PruneError(
+            f"holds files that prune did not write ({named}); move them elsewhere first", where=str(folder)
+        )
+
+
+def unlisted(folder: str | Path) -> list[str]:
+    """The files in an output of ours that its prune.json does not list."""
+    listed = manifest(folder)["files"]
+    return [name for name in names(folder) if name not in listed and name not in _UNHASHED]
 
 
 def _sibling(target: Path, kind: str) -> Path:

@@ -283,3 +283,10 @@ def main() -> None:
     for number in range(1_000_000):
         with files.staged(sys.argv[1], overwrite=True) as staging:
             fill(staging, str(number))
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for path in ("/proc/none/out", tmp_path / "file" / "out"):
+        with pytest.raises(PruneError, match="cannot be written"), files.staged(path):
+            pass

@@ -87,6 +87,14 @@ def test_a_dict_is_a_recipe_too():
     assert load({"model": "m", "steps": [{"evaluate": {"speed": True}}]}, WORDS).steps[0].options == {"speed": True}
 
 
+def test_a_dict_may_hold_paths_and_tuples():
+    steps = ({"remove": {"what": ("heads", "channels"), "ratio": 0.5}},)
+    loaded = load({"model": Path("m"), "output": Path("out"), "steps": steps}, WORDS)
+    assert (loaded.model, loaded.output) == ("m", "out")
+    assert loaded.steps[0].options["what"] == ["heads", "channels"]
+    assert loaded.given["output"] == "out"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

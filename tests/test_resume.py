@@ -257,11 +257,53 @@ def test_an_output_of_ours_is_replaced_only_when_asked():
     run("recipe.yaml")
     before = tree("out/small")
     edit("count: 3", "count: 4")
-    assert "made from another recipe, input or version; --overwrite replaces it" in refused("recipe.yaml")
+    assert "made from another recipe; --overwrite replaces it" in refused("recipe.yaml")
     assert tree("out/small") == before
     run("recipe.yaml", overwrite=True)
     assert Path("out/small/weights.txt").read_text() == "ghijklmnop"
     assert listing("out") == ["small"]
+
+
+def test_files_of_others_in_an_output_are_never_deleted():
+    run("recipe.yaml")
+    Path("out/small/thesis.txt").write_text("years of work")
+    edit("count: 3", "count: 4")
+    said = refused("recipe.yaml", overwrite=True)
+    assert said.endswith("/out/small: holds files that prune did not write (thesis.txt); move them elsewhere first")
+    Path("out/small/thesis.txt").rename("thesis.txt")
+    assert run("recipe.yaml", overwrite=True).state == "done"
+
+
+def test_another_output_is_refused_before_the_model_is_hashed(monkeypatch):
+    run("recipe.yaml")
+    monkeypatch.setattr(fakes.FakeModel, "fingerprint", lambda _: pytest.fail("hashed"))
+    exists = "/out/small: exists and was made from another {}; --overwrite replaces it"
+    assert refused("recipe.yaml", overrides=["seed=3"]).endswith(exists.format("seed"))
+    assert refused("recipe.yaml", overrides=["steps.1.count=4"]).endswith(exists.format("recipe"))
+    assert refused("recipe.yaml", restart=True).endswith("/out/small: exists; --overwrite replaces it")
+    Path("corpus.txt").write_text("other text")
+    assert refused("recipe.yaml").endswith(exists.format("input"))
+    monkeypatch.setattr(keys, "versions", lambda: {"prune": "another"})
+    monkeypatch.setattr("prune.recipe.output.versions", keys.versions)
+    assert refused("recipe.yaml").endswith(exists.format("input, version"))
+
+
+def test_a_check_says_what_stands_where_the_output_goes():
+    assert run("recipe.yaml", dry_run=True).remarks == []
+    run("recipe.yaml")
+    (said,) = run("recipe.yaml", dry_run=True).remarks
+    assert said.endswith("/out/small: exists; if it is what this recipe makes, there is nothing to do")
+    (said,) = run("recipe.yaml", overrides=["seed=3"], dry_run=True).remarks
+    assert said.endswith("made from another seed; --overwrite replaces it")
+    (said,) = run("recipe.yaml", output="big", dry_run=True).remarks
+    assert "was not made by prune" in said
+
+
+def test_all_that_decides_the_bytes_is_in_the_keys():
+    found = keys.versions()
+    wanted = "prune python torch transformers tokenizers datasets safetensors numpy onnx onnxscript onnxruntime"
+    assert set(found) == set(wanted.split())
+    assert found["python"].count(".") == 2
 
 
 def test_an_output_that_was_changed_is_not_taken_for_done():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -95,7 +95,16 @@ class Recipe:
 
 def document_of(recipe: str | Path | dict) -> Document:
     """The document in a file, of a packaged recipe's name, or around a dict. PruneError as `find` and `read`."""
-    return Document("recipe", dict(recipe)) if isinstance(recipe, dict) else read(find(recipe))
+    return Document("recipe", _as_read(recipe)) if isinstance(recipe, dict) else read(find(recipe))
+
+
+def _as_read(value: Any) -> Any:
+    """A value from Python as a file would give it: a path is text, a tuple a list."""
+    if isinstance(value, Mapping):
+        return {key: _as_read(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_read(inner) for inner in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def load(recipe: str | Path | dict | Document, words: Words, *, overrides: Iterable[str] = ()) -> Recipe:

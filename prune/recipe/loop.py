@@ -47,6 +47,7 @@ class Result:
     steps: list[dict[str, Any]]
     timings: list[dict[str, Any]] = field(default_factory=list)
     work: Path | None = None
+    remarks: list[str] = field(default_factory=list)  # of a dry run: on an output that stands already
 
     @property
     def warnings(self) -> list[str]:
@@ -85,7 +86,8 @@ def apply(
             progress=progress,
         )
         if dry_run:
-            return Result("checked", None, _rehearse(job))
+            steps = _rehearse(job)
+            return Result("checked", None, steps, remarks=_remarks(job, restart=restart, overwrite=overwrite))
         return _run(job, restart=restart, overwrite=overwrite, keep_steps=keep_steps)
 
 
@@ -185,11 +187,20 @@ def _call(step: Step, run: Run) -> None:
         raise step.blame(error) from error
 
 
+def _remarks(job: _Job, *, restart: bool, overwrite: bool) -> list[str]:
+    if job.output is None:
+        return []
+    known = (job.output.resolve(), job.recipe, job.device, job.reads)
+    return outputs.remarks(*known, restart=restart, overwrite=overwrite)
+
+
 def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Result:
     if job.output is None:
         raise PruneError("output is missing: name it in the recipe or with --output", where=job.recipe.name)
     target = job.output.resolve()
     outputs.refuse(target, job.recipe.model)
+    if not overwrite:
+        outputs.refuse_other(target, job.recipe, job.device, job.reads, restart=restart)
     work.refuse_foreign(work.beside(target))
     expected = _rehearse(job)
     outputs.refuse_full_disk(target, expected)

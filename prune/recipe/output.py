@@ -28,6 +28,42 @@ def refuse(target: Path, model: str) -> None:
         raise PruneError("cannot be written: the folder it stands in is not writable", where=str(target))
 
 
+def refuse_other(target: Path, recipe: Recipe, device: str, reads: list[dict[str, Any]], *, restart: bool) -> None:
+    """PruneError when an output of ours stands at `target` that, as far as is known unhashed, another run made."""
+    if not files.is_ours(target):
+        return
+    found = files.manifest(target)
+    steps, now = found.get("steps", []), plain([(step.word, step.bound) for step in recipe.steps])
+    pairs = {
+        "recipe": ([[step["word"], step["options"]] for step in steps], now),
+        "input": ([step["inputs"] for step in steps], plain(reads)),
+        "version": (found.get("versions"), versions()),
+        "seed": (found.get("seed"), recipe.seed),
+        "dtype": (found.get("dtype"), recipe.dtype),
+        "device": (found.get("device"), device),
+    }
+    other = [name for name, (before, after) in pairs.items() if before != after]
+    if other or restart:
+        why = f" and was made from another {', '.join(other)}" if other else ""
+        raise PruneError(f"exists{why}; --overwrite replaces it", where=str(target))
+
+
+def remarks(
+    target: Path, recipe: Recipe, device: str, reads: list[dict[str, Any]], *, overwrite: bool, restart: bool
+) -> list[str]:
+    """What a run would say of an output that stands at `target` already, as far as is known unhashed."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return []
+    try:
+        refuse(target, recipe.model)
+        if overwrite:
+            return [f"{target}: exists, and --overwrite will replace it unless it is what this recipe makes"]
+        refuse_other(target, recipe, device, reads, restart=restart)
+    except PruneError as error:
+        return [str(error)]
+    return [f"{target}: exists; if it is what this recipe makes, there is nothing to do"]
+
+
 def refuse_full_disk(target: Path, expected: list[dict[str, Any]]) -> None:
     """PruneError when what all steps will write (`needs` in the records of a dry run) will not fit on the disk."""
     needed = sum(step["record"].get("needs", {}).get("disk", 0) for step in expected)

@@ -53,7 +53,7 @@ def opened(output: Path) -> Iterator[Path]:
     work = beside(output)
     refuse_foreign(work)
     made = [path for path in (work, *work.parents) if not path.exists()]
-    work.mkdir(parents=True, exist_ok=True)
+    files.make(work)
     try:
         with _held(work, output):
             yield work

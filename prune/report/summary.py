@@ -117,12 +117,14 @@ def notes(steps: Records) -> list[str]:
     return said + overtaken(steps)
 
 
-def blocks(output: object, steps: Records, timings: Sequence[dict[str, Any]]) -> list[Table | str]:
+def blocks(
+    output: object, steps: Records, timings: Sequence[dict[str, Any]], remarks: Sequence[str] = ()
+) -> list[Table | str]:
     """What `apply` and `check` print: one table, then the proofs and where the files are."""
     gone = [(f"{kind} removed", "", "", how) for kind, how in removed(steps)]
     table = Table(("", "before", "after", "change"), [*gone, *rows(changes(steps, timings))], frozenset({1, 2}))
     last = f"files: {output}" if output else "checked: nothing was run or written"
-    return [*([table] if table.rows else []), *notes(steps), *needed(steps), *loaders(steps), last]
+    return [*([table] if table.rows else []), *notes(steps), *needed(steps), *loaders(steps), *remarks, last]
 
 
 def needed(steps: Records) -> list[str]:
