@@ -99,7 +99,8 @@ def _outcome(result: Any, progress: Progress) -> Shown:
     for warning in result.warnings:
         progress.say(f"warning: {warning}")
     data = summary.as_data(result.state, result.output, result.steps, result.timings)
-    return data, summary.blocks(result.output, result.steps, result.timings), 0
+    data |= {"remarks": result.remarks} if result.remarks else {}
+    return data, summary.blocks(result.output, result.steps, result.timings, result.remarks), 0
 
 
 @command
@@ -120,11 +121,11 @@ def inspect(model: str, *, revision: str | None, progress: Progress) -> Shown:  
 @click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a window.")
 @click.option("--stride", type=click.IntRange(1), help="Tokens between windows; the length when left out.")
 @click.option("--samples", type=click.IntRange(1), help="At most this many windows.")
+@click.option("--field", help="The text field of a .jsonl, .parquet or Hub dataset.")
+@click.option("--split", help="Of a Hub dataset or python-docs.")
 @click.option("--speed", is_flag=True, help="Measure the latency of a forward pass.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
-@click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
-)
+@click.option("--dtype", type=DTYPES, default="auto", show_default=True)
 def evaluate(model: str, *, revision: str | None, device: str, dtype: str, **options: Any) -> Shown:
     """Measure MODEL: its size, and its perplexity and latency where asked for."""
     from prune.recipe.loop import pick_device
@@ -142,11 +143,15 @@ def evaluate(model: str, *, revision: str | None, device: str, dtype: str, **opt
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--format", "kind", default="onnx", show_default=True, help="See `prune list`.")
 @click.option("--revision", help="Of a Hub model.")
-def export(model: str, out: Path, *, kind: str, revision: str | None, progress: Progress) -> Shown:
+@click.option("--overwrite", is_flag=True, help="Replace an OUT that prune made.")
+def export(model: str, out: Path, *, kind: str, revision: str | None, overwrite: bool, progress: Progress) -> Shown:
     """Write MODEL to the folder OUT in a format that others serve."""
+    from prune import files
     from prune.report import summary
 
-    found = prune.export(prune.open(model, revision=revision), out, format=kind, progress=progress)
+    files.refuse_occupied(out, overwrite=overwrite)  # before a Hub model is downloaded
+    opened = prune.open(model, revision=revision)
+    found = prune.export(opened, out, format=kind, overwrite=overwrite, progress=progress)
     return found, summary.exported(found, out), 0
 
 

@@ -17,8 +17,8 @@ from typing_extensions import TypedDict  # pydantic refuses that of typing befor
 from prune import data, forecast, rehearsal
 from prune.errors import PruneError
 from prune.evaluation.evaluate import evaluate as measure
-from prune.exports.export import export as write_export
 from prune.exports.export import refuse
+from prune.exports.export import write as write_export
 from prune.model import slots
 from prune.model.groups import Group, Kind, groups
 from prune.model.model import Model
@@ -102,6 +102,8 @@ def remove(
         _refuse_beside_plan(
             ratio=(ratio, None),
             count=(count, None),
+            budget=(budget, None),
+            uniform=(uniform, True),
             criterion=(criterion, "wanda"),
             scope=(scope, "layer"),
             normalize=(normalize, "mean"),

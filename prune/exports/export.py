@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from prune import files
 from prune.errors import PruneError, unknown
 from prune.exports import formats
 from prune.model.model import Model
@@ -16,13 +17,32 @@ from prune.progress import Progress
 
 
 def export(
-    model: Model, folder: str | Path, *, format: str = "onnx", progress: Progress | None = None, **options: Any
+    model: Model,
+    folder: str | Path,
+    *,
+    format: str = "onnx",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Write an opened model to `folder` in a format that others serve; the folder appears whole or not at all.
+    """Write an opened model to `folder` in a format that others serve, with a prune.json of the files' hashes.
 
-    Gives the format's record: its files with their bytes, and how it compares with PyTorch. `options` are the
-    format's own. Raises PruneError for an unknown format, an architecture it cannot carry, or results that differ.
+    The folder appears whole or not at all; one that prune made is replaced with `overwrite`. Gives the format's
+    record: its files with their bytes, and how it compares with PyTorch. `options` are the format's own. Raises
+    PruneError for an occupied folder, an unknown format, an architecture it cannot carry, or results that differ.
     """
+    refuse(model, format)
+    with files.staged(folder, overwrite=overwrite) as staging:
+        found = write(model, staging, format=format, progress=progress, **options)
+        said = {"format": files.MARK, "export": format, "model": {"source": model.source}}
+        files.write_json(staging / files.MANIFEST, said | {"files": files.hashes(staging)})
+    return found
+
+
+def write(
+    model: Model, folder: str | Path, *, format: str, progress: Progress | None, **options: Any
+) -> dict[str, Any]:
+    """The export alone, into a missing or empty folder; see `export`."""
     refuse(model, format)
     module = load(model, dtype=torch.float32)
     tokenizer = model.tokenizer() if any(name.startswith("tokenizer") for name in model.files) else None
