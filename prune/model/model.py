@@ -91,8 +91,6 @@ class Model:
         except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
             raise PruneError(f"the tokenizer cannot be read: {reason}", where=self.source) from error
-        if len(tokenizer) > (size := self.config.get_text_config().vocab_size):
-            raise PruneError(f"the tokenizer has {len(tokenizer)} tokens, the model {size}", where=self.source)
         return tokenizer
 
     def fingerprint(self) -> dict[str, str]:

@@ -87,6 +87,7 @@ def walk(
     place = (torch.device(device), dtype)
     root = skeleton.skeleton(model)
     batches = [{key: batch[key].to(place[0]) for key in INPUTS if key in batch} for batch in batches]
+    _refuse_unknown_tokens(model, batches)
     encoder = model.numbers.get("encoder_layers", 0)
     count = model.numbers["layers"]
     encoded: list[Tensor] = []
@@ -272,6 +273,15 @@ def _outer(model: Model, root: PreTrainedModel, device: torch.device, dtype: tor
             hook.remove()
         for module in filled:
             skeleton.drop(module)
+
+
+def _refuse_unknown_tokens(model: Model, batches: Sequence[Batch]) -> None:
+    """Ids beyond the embedding would end in an index error deep inside; they come from a tokenizer of another model."""
+    ids = [batch["input_ids"] for batch in batches if "input_ids" in batch and batch["input_ids"].numel()]
+    size = model.config.get_text_config().vocab_size if ids else 0
+    largest = max((int(found.max()) for found in ids), default=0)
+    if ids and largest >= size:
+        raise PruneError(f"token id {largest} is not among the model's {size}: is the tokenizer another model's?")
 
 
 def _refuse_nonfinite(hidden: list[Tensor], name: str) -> None:

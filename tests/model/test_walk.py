@@ -88,3 +88,8 @@ def test_hidden_states_that_are_not_finite_name_the_layer() -> None:
         module.model.layers[1].mlp.down_proj.weight.mul_(1e38)
     with pytest.raises(PruneError, match=r"leave model\.layers\.1 are not finite"):
         list(walk(open_model(module), [{"input_ids": token_ids(1, 8)}]))
+
+
+def test_tokens_of_another_model_are_refused() -> None:
+    with pytest.raises(PruneError, match="token id 96 is not among the model's 96"):
+        list(walk(open_model(tiny_model("llama")), [{"input_ids": torch.tensor([[1, 96]])}]))
