@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 
 from prune.errors import PruneError
 from prune.model import layout
+from prune.model.memory import release
 from prune.model.model import Model
 from prune.model.tensors import Info, Tensors
 
@@ -45,6 +46,7 @@ def fill(
 def drop(module: nn.Module) -> None:
     """Take the weights away again: the module is back on the meta device."""
     module.to("meta")
+    release()
 
 
 def _place(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:

@@ -63,6 +63,11 @@ class Visit:
             self.outputs = [self.forward(b) for b in range(len(self.batches))]
         return self.outputs
 
+    def free(self) -> None:
+        """Give the layer's memory back before the walk does; only for a layer that was run."""
+        assert self.outputs, self.index
+        skeleton.drop(self.module)
+
     def mask(self, batch: int) -> Tensor | None:
         """Which positions of a batch are text: bool (batch, length), or None when all are."""
         found = self.batches[batch].get(self.padding)

@@ -50,7 +50,10 @@ def prove(
             continue
         with zeroing(visit, big.layer(visit.index), masks):
             expected = visit.run()[0]
-        found = next(sliced).run()[0]
+        visit.free()  # one layer at a time, of the two models together
+        other = next(sliced)
+        found = other.run()[0]
+        other.free()
         differences[visit.index] = relative_difference(expected, found, visit.mask(0))
         if not differences[visit.index] <= TOLERANCE:
             raise PruneError(

@@ -96,6 +96,7 @@ def _walked(
         weights = dict(visit.module.named_parameters(prefix=root))
         for group in here:
             scores[group.name] = module.score(group, weights.__getitem__, found, **settings)
+        del weights  # or this layer would stay in memory beside the next
     return scores
 
 
