@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "prune"
 FLOORS = {
     "errors": 0,
     "progress": 1,
+    "startup": 1,
     "interrupt": 1,
     "files": 1,
     "bundled": 1,

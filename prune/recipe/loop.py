@@ -21,6 +21,7 @@ from prune.recipe.document import Document
 from prune.recipe.load import Recipe, Step, Words, document_of, load
 from prune.recipe.work import Done
 from prune.run import Run
+from prune.startup import without_collection
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ def check(recipe: str | Path | dict, **options: Any) -> Result:
 
 def default_parts() -> Parts:
     """The real steps and model layer."""
-    from prune import data, steps
-    from prune.model.open import open as open_model
-    from prune.model.save import write
+    with without_collection():
+        from prune import data, steps
+        from prune.model.open import open as open_model
+        from prune.model.save import write
 
     return Parts(words(steps), open_model, write, data.fingerprint, pick_device)
 
