@@ -9,7 +9,8 @@ from pathlib import Path
 from prune.recipe.load import shelf
 
 _PACKAGE = Path(__file__).parent
-FOLDERS = {  # kind -> the folder that is its registry, and what every file in it defines
+FOLDERS = {  # kind -> the folder that is its registry, and what every file in it defines ("" is its own name)
+    "steps": ("steps", ""),
     "criteria": ("remove/criteria", "KINDS"),
     "model families": ("model/families", "FAMILY"),
     "export formats": ("exports", "check"),
@@ -18,28 +19,13 @@ FOLDERS = {  # kind -> the folder that is its registry, and what every file in i
 
 def listing() -> dict[str, dict[str, str]]:
     """Kind -> name -> one line. Only source is read, so it answers before torch could be imported."""
-    steps = {"steps": _functions(_PACKAGE / "steps.py")}
     files = {kind: _files(_PACKAGE / folder, defines) for kind, (folder, defines) in FOLDERS.items()}
-    return steps | files | {"recipes": {name: _comment(path) for name, path in shelf().items()}}
+    return files | {"recipes": {name: _comment(path) for name, path in shelf().items()}}
 
 
 def _files(folder: Path, defines: str) -> dict[str, str]:
     trees = {path.stem: _tree(path) for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
-    return {name: _line(tree) for name, tree in trees.items() if defines in _names(tree)}
-
-
-def _functions(path: Path) -> dict[str, str]:
-    """The recipe words, told as prune.recipe.bind tells them: public functions that take a `run` and give nothing."""
-    functions = [node for node in _tree(path).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
-    return {node.name: _line(node) for node in functions if _takes_run(node) and _gives_nothing(node)}
-
-
-def _takes_run(node: ast.FunctionDef) -> bool:
-    return [argument.arg for argument in node.args.args] == ["run"]
-
-
-def _gives_nothing(node: ast.FunctionDef) -> bool:
-    return isinstance(node.returns, ast.Constant) and node.returns.value is None
+    return {name: _line(tree, name) for name, tree in trees.items() if (defines or name) in _names(tree)}
 
 
 def _comment(path: Path) -> str:
@@ -59,6 +45,7 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _line(node: ast.Module | ast.FunctionDef) -> str:
-    text = ast.get_docstring(node) or ""
-    return " ".join(text.split("\n\n")[0].split())
+def _line(tree: ast.Module, name: str) -> str:
+    """The first paragraph of a file's docstring, without the name it may open with."""
+    text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
+    return text.removeprefix(f"`{name}`: ")

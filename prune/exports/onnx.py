@@ -82,9 +82,14 @@ def check(model: PreTrainedConfig | str) -> str | None:
     return _refusal(architecture, config)
 
 
+def _cache_argument(model: Any) -> str:
+    """What a forward calls its key-value cache: transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def _refusal(architecture: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
     name, taken = architecture.__name__, inspect.signature(architecture.forward).parameters
-    if not {"input_ids", "attention_mask", "past_key_values"} <= set(taken):
+    if not {"input_ids", "attention_mask"} <= set(taken) or _cache_argument(architecture) not in taken:
         return f"onnx carries models with a key-value cache, and {name}'s forward takes none"
     if config.is_encoder_decoder:
         return f"onnx carries decoders alone, and {name} is an encoder with a decoder"
@@ -123,7 +128,7 @@ class _Flat(nn.Module):
         pairs = dict(zip(self.layers, zip(past[::2], past[1::2], strict=True), strict=True))
         # A layer without attention holds nothing, but has its place in the cache.
         cache = DynamicCache([pairs.get(layer, (None, None)) for layer in range(max(self.layers) + 1)])
-        output = self.model(**tokens, past_key_values=cache, use_cache=True)
+        output = self.model(**tokens, **{_cache_argument(self.model): cache}, use_cache=True)
         present: Any = [cache.layers[layer] for layer in self.layers]
         return [output.logits, *chain.from_iterable((layer.keys, layer.values) for layer in present)]
 
@@ -132,7 +137,7 @@ class _Flat(nn.Module):
 def _cached_layers(model: PreTrainedModel) -> Layers:
     """Which layers keep keys and values, and of what shapes: read from a forward pass, since configs may not say."""
     cache = DynamicCache()
-    model(input_ids=torch.zeros(1, 2, dtype=torch.long), past_key_values=cache, use_cache=True)
+    model(input_ids=torch.zeros(1, 2, dtype=torch.long), **{_cache_argument(model): cache}, use_cache=True)
     found: Layers = {}
     for index, layer in enumerate(cache.layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -38,17 +40,10 @@ class Option:
     required: bool
 
 
-def words(module: types.ModuleType) -> dict[str, Callable]:
-    """The recipe words a module defines: its public functions that take a `run` and give nothing back."""
-    functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value)}
-    return {name: function for name, function in functions.items() if _is_word(name, function, module)}
-
-
-def _is_word(name: str, function: Callable, module: types.ModuleType) -> bool:
-    if name.startswith("_") or function.__module__ != module.__name__:
-        return False
-    signature = inspect.signature(function, eval_str=True)
-    return next(iter(signature.parameters), None) == "run" and signature.return_annotation is None
+def words(package: types.ModuleType) -> dict[str, Callable]:
+    """The recipe words of a package: each file's name is one, and the function of that name in it is what it calls."""
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return {name: getattr(importlib.import_module(f"{package.__name__}.{name}"), name) for name in names}
 
 
 def options(function: Callable) -> dict[str, Option]:

@@ -236,7 +236,7 @@ def test_carried(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("mamba", "MambaForCausalLM's forward takes none"),
+        ("mamba", "MambaForCausalLM"),
         ("bart", "an encoder with a decoder"),
         ("vit", "transformers has none of type 'vit'"),
         ("nonsense", "transformers has none of type 'nonsense'"),
@@ -256,7 +256,7 @@ def test_a_model_without_cache_is_refused_before_work(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     config = CONFIG_MAPPING["mamba"](vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=2)
-    with pytest.raises(PruneError, match="onnx carries models with a key-value cache"):
+    with pytest.raises(PruneError, match="onnx carries (models with a key-value cache|keys and values only)"):
         onnx.export(AutoModelForCausalLM.from_config(config), None, tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
 

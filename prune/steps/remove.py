@@ -1,8 +1,4 @@
-"""The contents page: one function per recipe word, each a few calls into a room.
-
-A step is handed the run and its options as keywords; the signature is what a recipe may say. In a dry run scores are
-made up and nothing is read, so that shapes, sizes and mistakes are known before any weight is.
-"""
+"""`remove`: score units, choose the least important ones, and slice them out of the weights."""
 
 from __future__ import annotations
 
@@ -14,11 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
-from prune import data, forecast, rehearsal
+from prune import forecast, rehearsal
 from prune.errors import PruneError
-from prune.evaluation.evaluate import evaluate as measure
-from prune.exports.export import refuse
-from prune.exports.export import write as write_export
 from prune.model import slots
 from prune.model.groups import Group, Kind, groups
 from prune.model.model import Model
@@ -37,11 +30,8 @@ from prune.remove.refit import refit as solve_anew
 from prune.remove.refit import trial_windows
 from prune.remove.score import check_criterion, needs_data, options, score
 from prune.run import Calibration, Run
+from prune.steps._common import Count, Positive, Ratio, Share, calibration_batches, place
 
-Ratio = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
 COMPENSATED: dict[str, How] = {"flap": "bias", "obs": "weights"}  # criterion -> what its own method does after a cut
 PROOF_TOKENS = (2, 64)  # windows and tokens of the batch that a cut is proved on
 
@@ -166,96 +156,6 @@ def remove(
 remove.reads = ("plan",)  # type: ignore[attr-defined]  # options that name files
 
 
-def evaluate(
-    run: Run,
-    *,
-    perplexity: str | None = None,
-    length: Annotated[int, Field(ge=2)] = 256,
-    stride: Positive | None = None,
-    samples: Positive | None = None,
-    field: str | None = None,
-    split: str | None = None,
-    speed: bool = False,
-) -> None:
-    """Measure the model as it now is beside the recipe's original: size, perplexity, latency.
-
-    perplexity: text to measure on: a builtin (its held-out part), a local file, or a Hub dataset id.
-    length: tokens in a window.
-    stride: new tokens in each window, after context that is not counted; all but one when left out.
-    samples: at most this many windows; all of them when left out.
-    field: the text field of a .jsonl, .parquet or Hub dataset.
-    split: the split of a Hub dataset.
-    speed: measure the latency of one forward pass, both models alternating.
-    """
-    before, after = run.original, run.model
-    run.record["parameters"] = [before.tensors.parameters, after.tensors.parameters]
-    run.record["bytes"] = [before.tensors.bytes, after.tensors.bytes]
-    if run.dry:
-        if perplexity is not None:
-            numbers: dict[str, Any] = {"length": length, "stride": stride, "samples": samples}
-            rehearsal.evaluation(before, perplexity, **numbers, field=field, split=split)
-        tokens = (samples or 256) * length if perplexity is not None else 0  # of the whole text not more is known
-        walks = forecast.walking(before, tokens=tokens, length=length, device=run.device, walks=2)
-        run.record["needs"] = walks
-        if speed:
-            loaded = forecast.whole(before, copies=2, tokens=0, device=run.device)
-            run.record["needs"] = forecast.together(walks, loaded)
-        return
-    found = measure(
-        {"before": before, "after": after},
-        perplexity=perplexity,
-        length=length,
-        stride=stride,
-        samples=samples,
-        field=field,
-        split=split,
-        speed=speed,
-        seed=run.seed,
-        **_place(run),
-    )
-    if "perplexity" in found:
-        run.record["perplexity"] = found["perplexity"]
-    if "latency" in found:
-        run.timings.update(found["latency"], latency_seconds=list(found["latency"]["latency_seconds"].values()))
-
-
-evaluate.data = ("perplexity",)  # type: ignore[attr-defined]  # options that name text
-evaluate.calibrated = False  # type: ignore[attr-defined]  # never looks at the calibration data
-
-
-def export(run: Run, *, format: Literal["onnx"] = "onnx") -> None:
-    """Write the model in a format that others serve, beside the checkpoint, checked against PyTorch.
-
-    format: `onnx`, one graph with key-value cache under Optimum's names, run in ONNX Runtime.
-    """
-    if run.dry:
-        refuse(run.model, format)
-        parameters = run.model.tensors.parameters
-        run.record["needs"] = forecast.whole(run.model, copies=4, tokens=0, device="cpu", disk=4.0 * parameters)
-    else:
-        run.record.update(write_export(run.model, run.folder / format, format=format, progress=run.progress))
-
-
-export.calibrated = False  # type: ignore[attr-defined]
-
-
-def compute_dtype(device: str, dtype: str) -> torch.dtype | None:
-    """What is computed in: as asked; by itself float32 on a CPU, and what the weights are stored in on a GPU (None)."""
-    if dtype != "auto":
-        found: torch.dtype = getattr(torch, dtype)
-        return found
-    return torch.float32 if device == "cpu" else None
-
-
-def _place(run: Run) -> dict[str, Any]:
-    """Where and how a room computes."""
-    return {"device": run.device, "dtype": compute_dtype(run.device, run.dtype), "progress": run.progress}
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def _criterion(given: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """A criterion's name and options."""
     if isinstance(given, str):
@@ -276,15 +176,15 @@ def _within(
     text = calibration_batches(run)
     fit, judge = trial_windows(text)
     finished = slots.opened if refit else None  # its intercepts take room
-    place = {key: value for key, value in _place(run).items() if key != "progress"}
+    here = {key: value for key, value in place(run).items() if key != "progress"}
     if not uniform:
-        weights = matters(run.model, found, scores, judge or text, **place)
+        weights = matters(run.model, found, scores, judge or text, **here)
         return allocate(run.model, found, scores, budget=budget, uniform=False, weights=weights, finished=finished)
 
     def loss(plan: Plan) -> float:
         solved = refit and bool(fit)
-        small = solve_anew(run.model, plan, fit, target="residual", **place) if solved else cut(run.model, plan)
-        return divergence(small, run.model, judge or text, **place)
+        small = solve_anew(run.model, plan, fit, target="residual", **here) if solved else cut(run.model, plan)
+        return divergence(small, run.model, judge or text, **here)
 
     return allocate(run.model, found, scores, budget=budget, judge=loss, finished=finished)
 
@@ -300,7 +200,7 @@ def mended(run: Run, plan: Plan, criterion: str, *, refit: bool | Refit, fold: b
     changes = Changes.large(run.model.tensors.bytes)
     if not refit and not fold:
         run.record["compensated"] = own
-        return compensate(run.model, plan, text, how=own, changes=changes, **_place(run))  # type: ignore[arg-type]
+        return compensate(run.model, plan, text, how=own, changes=changes, **place(run))  # type: ignore[arg-type]
     options: dict[str, Any] = {} if isinstance(refit, bool) else {**refit}
     reference = run.original if options.pop("reference", "original") == "original" else run.model
     if any(reference.numbers[number] != run.model.numbers[number] for number in ("layers", "width")):
@@ -317,7 +217,7 @@ def mended(run: Run, plan: Plan, criterion: str, *, refit: bool | Refit, fold: b
         changes=changes,
         record=found,
         **options,
-        **_place(run),
+        **place(run),
     )
 
 
@@ -336,7 +236,7 @@ def _scores(
     if run.dry:
         return {group.name: torch.zeros(group.units) for group in found}
     text = calibration_batches(run) if needs_data(name) else None
-    return score(model, found, text, criterion=name, **settings, **_place(run))
+    return score(model, found, text, criterion=name, **settings, **place(run))
 
 
 def _remove_needs(run: Run, small: Model, *, walks: bool) -> dict[str, float]:
@@ -350,22 +250,6 @@ def _remove_needs(run: Run, small: Model, *, walks: bool) -> dict[str, float]:
         count = run.calibration.samples * run.calibration.length
         parts.append(forecast.walking(run.model, tokens=count, length=run.calibration.length, device=run.device))
     return forecast.together(*parts)
-
-
-def calibration_batches(run: Run) -> list[Batch]:
-    """The recipe's calibration text as token batches."""
-    chosen = run.calibration
-    assert chosen is not None
-    return data.batches(
-        chosen.data,
-        run.model.tokenizer(),
-        samples=chosen.samples,
-        length=chosen.length,
-        seed=run.seed,
-        batch_size=chosen.batch_size,
-        streaming=chosen.streaming,
-        **_given({"field": chosen.field, "split": chosen.split}),
-    )
 
 
 def _proof_batch(run: Run) -> Batch:

@@ -1,0 +1,58 @@
+"""Commands that take a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prune.cli._command import DEVICES, Shown, command
+
+if TYPE_CHECKING:
+    from prune.progress import Progress
+
+
+def overrides(function: Callable) -> Callable:
+    """The options that `apply` and `check` share."""
+    function = click.option("--device", type=DEVICES, help="Instead of the recipe's.")(function)
+    return click.option(
+        "--set", "changes", multiple=True, metavar="PATH=VALUE", help="Change one value: steps.0.ratio=0.5. Repeatable."
+    )(function)
+
+
+@command
+@click.argument("recipe")
+@click.option("--output", type=click.Path(path_type=Path), help="Instead of the recipe's.")
+@overrides
+@click.option("--dry-run", is_flag=True, help="Only check, as `prune check` does.")
+@click.option("--restart", is_flag=True, help="Do all steps again, finished or not.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that prune made.")
+@click.option("--keep-steps", is_flag=True, help="Keep the checkpoint of every step, in OUTPUT.work.")
+def apply(recipe: str, *, changes: tuple[str, ...], dry_run: bool, progress: Progress, **options: Any) -> Shown:
+    """Run RECIPE: a file, or the name of a packaged recipe. A stopped run goes on where it was."""
+    from prune.recipe import apply as run
+
+    result = run(recipe, overrides=changes, dry_run=dry_run, progress=progress, **options)
+    return _outcome(result, progress)
+
+
+@command
+@click.argument("recipe")
+@overrides
+def check(recipe: str, *, changes: tuple[str, ...], device: str | None, progress: Progress) -> Shown:
+    """Say what RECIPE would do; reads no weights and writes nothing."""
+    from prune.recipe import check as rehearse
+
+    return _outcome(rehearse(recipe, overrides=changes, device=device), progress)
+
+
+def _outcome(result: Any, progress: Progress) -> Shown:
+    from prune.report import summary
+
+    for warning in result.warnings:
+        progress.say(f"warning: {warning}")
+    data = summary.as_data(result.state, result.output, result.steps, result.timings)
+    data |= {"remarks": result.remarks} if result.remarks else {}
+    return data, summary.blocks(result.output, result.steps, result.timings, result.remarks), 0

@@ -1,0 +1,50 @@
+"""What several steps need: how options are spelt, where a room computes, and the recipe's calibration text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from prune import data
+from prune.model.walk import Batch
+from prune.run import Run
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def compute_dtype(device: str, dtype: str) -> torch.dtype | None:
+    """What is computed in: as asked; by itself float32 on a CPU, and what the weights are stored in on a GPU (None)."""
+    if dtype != "auto":
+        found: torch.dtype = getattr(torch, dtype)
+        return found
+    return torch.float32 if device == "cpu" else None
+
+
+def place(run: Run) -> dict[str, Any]:
+    """Where and how a room computes."""
+    return {"device": run.device, "dtype": compute_dtype(run.device, run.dtype), "progress": run.progress}
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def calibration_batches(run: Run) -> list[Batch]:
+    """The recipe's calibration text as token batches."""
+    chosen = run.calibration
+    assert chosen is not None
+    return data.batches(
+        chosen.data,
+        run.model.tokenizer(),
+        samples=chosen.samples,
+        length=chosen.length,
+        seed=run.seed,
+        batch_size=chosen.batch_size,
+        streaming=chosen.streaming,
+        **given({"field": chosen.field, "split": chosen.split}),
+    )
