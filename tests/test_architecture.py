@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "prune"
 # Lower numbers are lower floors; a module may import its own floor's folder and everything below.
 FLOORS = {
     "errors": 0,
+    "document": 1,
     "progress": 1,
     "startup": 1,
     "interrupt": 1,

@@ -18,9 +18,9 @@ import yaml
 
 import prune
 from prune import cli, files, listing, progress
+from prune.document import read
 from prune.errors import PruneError
 from prune.recipe import loop
-from prune.recipe.document import read
 from prune.recipe.load import shelf
 from prune.recipe.new import new
 from prune.report import table

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from prune.document import MAX_DEPTH, parse, read
 from prune.errors import PruneError
-from prune.recipe.document import MAX_DEPTH, parse, read
 from prune.recipe.load import load
 
 Kind = Literal["heads", "channels", "layers"]

@@ -14,8 +14,8 @@ import annotated_types
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from prune.document import At, Document, spell
 from prune.errors import PruneError, unknown
-from prune.recipe.document import At, Document, spell
 
 Where = Callable[..., str]
 _PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}

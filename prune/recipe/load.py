@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from prune.document import At, Document, read
 from prune.errors import PruneError, unknown
 from prune.recipe.bind import bind, defaults, show
-from prune.recipe.document import At, Document, read
 from prune.recipe.override import override
 from prune.run import Calibration
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from prune import files
+from prune.document import Document
 from prune.errors import PruneError
 from prune.progress import Progress, silenced
 from prune.recipe import keys, work
 from prune.recipe import output as outputs
 from prune.recipe.bind import words
-from prune.recipe.document import Document
 from prune.recipe.load import Recipe, Step, Words, document_of, load
 from prune.recipe.work import Done
 from prune.run import Run

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prune import files
+from prune.document import parse
 from prune.errors import PruneError
-from prune.recipe.document import parse
 from prune.recipe.keys import FORMAT, versions
 from prune.recipe.load import Recipe
 from prune.recipe.work import Done, plain

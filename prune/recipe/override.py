@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from prune.document import At, Document, parse_value
 from prune.errors import PruneError, unknown
 from prune.recipe.bind import options
-from prune.recipe.document import At, Document, parse_value
 from prune.run import Calibration
 
 _KEYS = ("model", "output", "seed", "device", "dtype", "calibration", "steps")
