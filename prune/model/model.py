@@ -72,6 +72,16 @@ class Model:
             "head_dim": head_dim,
         }
 
+    def shape(self) -> dict[str, Any]:
+        """What the whole model looks like: width and head_dim, and for each layer the numbers of `sizes`."""
+        layers = [self.sizes(layer) for layer in range(self.numbers["layers"])]
+        counted = ("heads", "kv_heads", "channels", "experts", "expert_channels")
+        return {
+            "width": self.numbers["width"],
+            "head_dim": self.numbers["head_dim"],
+            **{name: [sizes[name] for sizes in layers] for name in counted},
+        }
+
     def names(self, layer: int) -> list[str]:
         """The tensors of one layer."""
         prefix = self.layer(layer) + "."

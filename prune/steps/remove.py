@@ -25,6 +25,7 @@ from prune.remove.describe import in_words, notes
 from prune.remove.divergence import divergence
 from prune.remove.iterate import iterate
 from prune.remove.plan_file import read_plan
+from prune.remove.profile import profile
 from prune.remove.prove import prove
 from prune.remove.refit import refit as solve_anew
 from prune.remove.refit import trial_windows
@@ -88,6 +89,7 @@ def remove(
     kinds = list(dict.fromkeys([what] if isinstance(what, str) else what))
     name, settings = _criterion(criterion)
     found = groups(run.model, kinds)
+    first: dict[str, Tensor] = {}  # the scores of the model as it came; later rounds count other units
     if plan is not None:
         _refuse_beside_plan(
             ratio=(ratio, None),
@@ -113,10 +115,14 @@ def remove(
             own = groups(model, kinds)
             if budget is not None:
                 scores = _scores(run, model, own, name, settings, count)
+                first.update(scores)
                 return _within(run, own, scores if name == "obs" else added_up(scores), budget, uniform, bool(refit))
             amount = {"ratio": share, "count": count, **how}
             turned = {**_angular(model, own, name, settings, amount), **settings}
-            return choose(model, own, _scores(run, model, own, name, turned, count), **amount)
+            scores = _scores(run, model, own, name, turned, count)
+            if model is run.model:
+                first.update(scores)
+            return choose(model, own, scores, **amount)
 
         def shrink(plan: Plan) -> Model:
             return mended(run, plan, name, refit=refit, fold=fold)
@@ -145,6 +151,9 @@ def remove(
         run.record["needs"] = _remove_needs(run, small, walks=walks)
     else:
         run.record["plan"] = chosen
+        run.record["shape"] = [run.model.shape(), small.shape()]
+        if first:
+            run.record["scores"] = profile(found, first, chosen)
         batch = _proof_batch(run)
         run.record["proof"] = prove(run.model, chosen, small, batch, device=run.device, progress=run.progress)
         small = mended(run, chosen, name if plan is None else "", refit=refit, fold=fold)
