@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prune import steps
+from prune.exports import formats
+from prune.exports.export import exporter
 from prune.recipe.bind import Option, describe, options, show, words
 from prune.recipe.load import Settings
 from prune.remove.score import criteria, criterion
@@ -46,7 +48,10 @@ A ratio is the share that is *removed*. Scores are high = keep.
 def page() -> str:
     """The whole reference."""
     parts = [INTRO, "## Keys\n", _section(Settings), "\n### calibration\n", _section(Calibration)]
-    parts += [part for word, function in words(steps).items() for part in (f"\n## {word}\n", _section(function))]
+    for word, function in words(steps).items():
+        parts += [f"\n## {word}\n", _section(function)]
+        if word == "export":
+            parts += [part for name in formats() for part in (f"\n### format: {name}\n", _section(exporter(name)))]
     parts += ["\n## Criteria\n", *(_criterion(name) for name in criteria())]
     return "\n".join(parts) + "\n"
 
@@ -64,7 +69,7 @@ def _criterion(name: str) -> str:
 
 def _section(function: Callable) -> str:
     """The first paragraph of a docstring, and a table of the options with what the docstring says of each."""
-    known = options(function)
+    known = options(function) if not hasattr(function, "more") else _own(function)
     summary, meanings = _read(inspect.getdoc(function) or "", known)
     missing = set(known) - set(meanings)
     assert not missing, f"{function.__name__}: the docstring says nothing of {', '.join(sorted(missing))}"
@@ -73,6 +78,12 @@ def _section(function: Callable) -> str:
         for name, option in known.items()
     ]
     return "\n".join([summary, "", "| name | may be | when left out | |", "| --- | --- | --- | --- |", *rows])
+
+
+def _own(function: Callable) -> dict[str, Option]:
+    """The options of a step itself, without those that it hands on."""
+    others = options(function.more({}))  # type: ignore[attr-defined]
+    return {name: option for name, option in options(function).items() if name not in others}
 
 
 def _read(text: str, known: dict[str, Option]) -> tuple[str, dict[str, str]]:

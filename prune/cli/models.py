@@ -55,12 +55,25 @@ def evaluate(model: str, *, revision: str | None, device: str, dtype: str, **opt
 @click.option("--format", "kind", default="onnx", show_default=True, help="See `prune list`.")
 @click.option("--revision", help="Of a Hub model.")
 @click.option("--overwrite", is_flag=True, help="Replace an OUT that prune made.")
-def export(model: str, out: Path, *, kind: str, revision: str | None, overwrite: bool, progress: Progress) -> Shown:
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="An option of the format. Repeatable.")
+def export(
+    model: str,
+    out: Path,
+    *,
+    kind: str,
+    revision: str | None,
+    overwrite: bool,
+    changes: tuple[str, ...],
+    progress: Progress,
+) -> Shown:
     """Write MODEL to the folder OUT in a format that others serve."""
     from prune import files
+    from prune.exports.export import exporter
+    from prune.recipe.bind import bind_texts
     from prune.report import summary
 
+    options = bind_texts(exporter(kind), changes)
     files.refuse_occupied(out, overwrite=overwrite)  # before a Hub model is downloaded
     opened = prune.open(model, revision=revision)
-    found = prune.export(opened, out, format=kind, overwrite=overwrite, progress=progress)
+    found = prune.export(opened, out, format=kind, overwrite=overwrite, progress=progress, **options)
     return found, summary.exported(found, out), 0

@@ -1,13 +1,16 @@
-"""Export formats: one file each, and the file's name is the word in recipes and on the command line."""
+"""Export formats: one file each, and the file's name is the word in recipes and on the command line.
+
+A format's file defines two functions. `export(job, *, ...)` fills `job.folder` and gives a record, in which `warnings`
+are what the user is told at once; its keyword arguments are the format's options, bound and documented (`name: text` in
+the docstring) as those of a step are. `check(model, **options)` says from config and shapes alone why a model cannot be
+carried, or None. Other files here are what formats are called through, and what they share.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_SHARED = {"export", "parity"}  # what formats are called through, and what they share
-
 
 def formats() -> list[str]:
-    """The formats there are: the file names of this folder."""
-    names = (path.stem for path in Path(__file__).parent.glob("*.py"))
-    return sorted(name for name in names if not name.startswith("_") and name not in _SHARED)
+    """The formats there are: the files of this folder that define `check`."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef check(" in path.read_text("utf-8"))

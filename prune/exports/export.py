@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-import torch
 
 from prune import files
 from prune.errors import PruneError, unknown
 from prune.exports import formats
+from prune.exports.job import Job
 from prune.model.model import Model
-from prune.model.save import load
+from prune.model.walk import Batch
+from prune.options import check_options
 from prune.progress import Progress
 
 
@@ -23,41 +25,52 @@ def export(
     format: str = "onnx",
     overwrite: bool = False,
     progress: Progress | None = None,
+    calibration: list[Batch] | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
     """Write an opened model to `folder` in a format that others serve, with a prune.json of the files' hashes.
 
-    The folder appears whole or not at all; one that prune made is replaced with `overwrite`. Gives the format's
-    record: its files with their bytes, and how it compares with PyTorch. `options` are the format's own. Raises
-    PruneError for an occupied folder, an unknown format, an architecture it cannot carry, or results that differ.
+    The folder appears whole or not at all; one that prune made is replaced with `overwrite`. `options` are the format's
+    own (docs/recipe.md lists them); `calibration` are token batches for those that look at data. Gives the format's
+    record: its files with their bytes, and how it compares with PyTorch. Raises PruneError for an occupied folder, an
+    unknown format or option, an architecture it cannot carry, or results that differ.
     """
-    refuse(model, format)
+    refuse(model, format, options)
     with files.staged(folder, overwrite=overwrite) as staging:
-        found = write(model, staging, format=format, progress=progress, **options)
-        said = {"format": files.MARK, "export": format, "model": {"source": model.source}}
+        text = None if calibration is None else lambda: calibration
+        job = Job(model, staging, progress or Progress(quiet=True), text, seed)
+        found = exporter(format)(job, **options)
+        said = {"format": files.MARK, "export": format, "options": options, "model": {"source": model.source}}
         files.write_json(staging / files.MANIFEST, said | {"files": files.hashes(staging)})
     return found
 
 
-def write(
-    model: Model, folder: str | Path, *, format: str, progress: Progress | None, **options: Any
-) -> dict[str, Any]:
-    """The export alone, into a missing or empty folder; see `export`."""
-    refuse(model, format)
-    module = load(model, dtype=torch.float32)
-    tokenizer = model.tokenizer() if any(name.startswith("tokenizer") for name in model.files) else None
-    found: dict[str, Any] = _format(format).export(module, tokenizer, folder, progress=progress, **options)
+def write(job: Job, *, format: str, **options: Any) -> dict[str, Any]:
+    """The export alone, into a missing or empty `job.folder`, whole or not at all; see `export`."""
+    refuse(job.model, format, options)
+    with files.staged(job.folder) as staging:
+        found: dict[str, Any] = exporter(format)(
+            Job(job.model, staging, job.progress, job.calibration, job.seed), **options
+        )
     return found
 
 
-def refuse(model: Model, format: str) -> None:
-    """PruneError when the format does not exist or cannot carry the model; reads no weights."""
-    reason = _format(format).check(model.config)
+def refuse(model: Model, format: str, options: Mapping[str, Any]) -> None:
+    """PruneError when the format or an option does not exist or cannot carry the model; reads no weights."""
+    check_options(exporter(format), options, of=f"format {format}")
+    reason = _module(format).check(model, **options)
     if reason:
         raise PruneError(reason, where="format")
 
 
-def _format(name: str) -> Any:
+def exporter(name: object) -> Callable[..., dict[str, Any]]:
+    """The `export` of a format, whose keyword arguments are its options. PruneError with the choices."""
+    found: Callable[..., dict[str, Any]] = _module(name).export
+    return found
+
+
+def _module(name: object) -> ModuleType:
     if name not in formats():
-        raise unknown("export format", name, formats())
+        raise unknown("export format", name, formats()).at("format")
     return importlib.import_module(f"prune.exports.{name}")

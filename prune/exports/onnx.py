@@ -12,18 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from prune import files
 from prune.errors import PruneError
 from prune.exports import parity
-from prune.model.family import PREFIX
+from prune.exports.job import Job
+from prune.model.model import Model
+from prune.model.save import load
 from prune.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,22 +38,37 @@ Layers = dict[int, tuple[tuple[int, int], tuple[int, int]]]  # layer -> (heads, 
 
 
 def export(
+    job: Job,
+    *,
+    opset: Annotated[int, Field(ge=18)] = 20,
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4,
+) -> dict[str, Any]:
+    """One graph with key-value cache under Optimum's names, run in ONNX Runtime and compared with PyTorch.
+
+    opset: of the ONNX operators.
+    tolerance: the largest difference of logits from PyTorch's allowed, as a share of the largest logit.
+    """
+    module = load(job.model, dtype=torch.float32)
+    tokenizer = job.model.tokenizer() if any(name.startswith("tokenizer") for name in job.model.files) else None
+    return save(module, tokenizer, job.folder, opset=opset, tolerance=tolerance, progress=job.progress)
+
+
+def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    folder: str | Path,
+    folder: Path,
     *,
     opset: int = 20,
     tolerance: float = 1e-4,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write model.onnx in float32, with config and tokenizer beside it, to `folder`, which appears whole or not at all.
+    """Write a module's model.onnx in float32, with config and tokenizer beside it, to `folder`, whole or not at all.
 
     One graph serves prefill (past length 0) and decoding. Inputs: input_ids, attention_mask, position_ids (batch, new)
     (the mask: batch, past + new), past_key_values.{i}.key and .value (batch, heads, past, width); outputs: logits
-    (batch, new, vocabulary), present.{i}.key and .value. Weights past 2 GB go to model.onnx_data. The graph is run in
-    ONNX Runtime and compared with PyTorch: `tolerance` is the largest difference of logits allowed, as a share of the
-    largest logit. `model` is not changed. Gives a record: opset, names and bytes of the files, parity figures. Raises
-    PruneError when the architecture cannot be carried, the results differ, or `folder` is occupied.
+    (batch, new, vocabulary), present.{i}.key and .value. Weights past 2 GB go to model.onnx_data. `model` is not
+    changed. Gives a record: opset, names and bytes of the files, parity figures. Raises PruneError when the
+    architecture cannot be carried, the results differ, or `folder` is occupied.
     """
     if reason := _refusal(type(model), model.config):
         raise PruneError(reason, where="onnx")
@@ -68,18 +84,9 @@ def export(
     return {"format": "onnx", "opset": opset, "files": sizes, "parity": found, **({"notes": notes} if notes else {})}
 
 
-def check(model: PreTrainedConfig | str) -> str | None:
-    """Why a config or `model_type` cannot be carried, or None when it can; reads no weights."""
-    name = (model if isinstance(model, str) else model.model_type).removeprefix(PREFIX)
-    if name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return f"onnx carries causal language models, and transformers has none of type {name!r}"
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[name]]
-    architecture = found[0] if isinstance(found, tuple) else found
-    config = CONFIG_MAPPING[name]() if isinstance(model, str) else model
-    stated = getattr(config, "architectures", None) or [architecture.__name__]
-    if architecture.__name__ not in [one.removeprefix("Prune") for one in stated]:
-        return f"onnx carries causal language models ({architecture.__name__} of this type), not {', '.join(stated)}"
-    return _refusal(architecture, config)
+def check(model: Model, **_: Any) -> str | None:
+    """Why a model cannot be carried, or None when it can; reads no weights."""
+    return _refusal(model.architecture, model.config)
 
 
 def _cache_argument(model: Any) -> str:

@@ -14,10 +14,11 @@ import annotated_types
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from prune.document import At, Document, spell
+from prune.document import At, Document, parse_value, spell
 from prune.errors import PruneError, unknown
 
 Where = Callable[..., str]
+_HANDED = ("run", "job")  # what steps and formats are handed, beside their options
 _PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 _BOUNDS = {
     annotated_types.Ge: ("ge", "at least"),
@@ -46,15 +47,21 @@ def words(package: types.ModuleType) -> dict[str, Callable]:
     return {name: getattr(importlib.import_module(f"{package.__name__}.{name}"), name) for name in names}
 
 
-def options(function: Callable) -> dict[str, Option]:
-    """The options of a function (a step without its `run`, or a dataclass), in the order of its signature."""
+def options(function: Callable, given: object = None) -> dict[str, Option]:
+    """The options of a function (a step without its `run`, or a dataclass), in the order of its signature.
+
+    A step that takes `**options` has an attribute `more`: from what is given, it finds the function that they go to,
+    whose options are then the step's too. PruneError where it finds none.
+    """
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
-    return {
+    own = {
         p.name: Option(p.name, hints[p.name], p.default, p.default is inspect.Parameter.empty)
         for p in parameters
-        if p.name != "run"
+        if p.name not in _HANDED and p.kind is not p.VAR_KEYWORD
     }
+    more = getattr(function, "more", None)
+    return {**own, **options(more(given if isinstance(given, Mapping) else {}))} if more else own
 
 
 def bind(function: Callable, given: object, document: Document, at: At, *, kind: str = "option") -> dict[str, Any]:
@@ -65,7 +72,10 @@ def bind(function: Callable, given: object, document: Document, at: At, *, kind:
     """
     if not isinstance(given, Mapping):
         raise PruneError(f"must be a mapping of {kind}s, not {show(given)}", where=document.where(at))
-    known = options(function)
+    try:
+        known = options(function, given)
+    except PruneError as error:  # it names the option that decides which others there are
+        raise PruneError(error.message, where=document.where((*at, error.where) if error.where else at)) from None
     for name in given:
         if name not in known:
             raise unknown(kind, name, known).at(document.where((*at, name), key=True))
@@ -75,9 +85,20 @@ def bind(function: Callable, given: object, document: Document, at: At, *, kind:
     return {name: _check(known[name], value, document, (*at, name)) for name, value in given.items()}
 
 
-def defaults(function: Callable) -> dict[str, Any]:
+def bind_texts(function: Callable, given: Iterable[str], *, option: str = "--set") -> dict[str, Any]:
+    """The arguments that texts such as "dtype=int8" make for `function`: a command's `--set`. PruneError as `bind`."""
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise PruneError("needs NAME=VALUE", where=f"{option} {text}")
+        values[name] = parse_value(value, f"{option} {text}")
+    return bind(function, values, Document(option, values), ())
+
+
+def defaults(function: Callable, given: object = None) -> dict[str, Any]:
     """The options that may be left out, with what they are then."""
-    return {option.name: option.default for option in options(function).values() if not option.required}
+    return {option.name: option.default for option in options(function, given).values() if not option.required}
 
 
 def _check(option: Option, value: Any, document: Document, at: At) -> Any:

@@ -62,7 +62,7 @@ class Step:
 
     @property
     def bound(self) -> dict[str, Any]:
-        return defaults(self.function) | self.options
+        return defaults(self.function, self.options) | self.options
 
     def where(self, option: str | None = None) -> str:
         """Where the step, or one of its options, stands in the recipe."""

@@ -62,7 +62,7 @@ def _resolve_step(steps: object, parts: list[str], words: Mapping[str, Callable]
     if not rest:
         return ("steps", index, word)
     if word in words:
-        _known(f"option of {word}", rest[0], options(words[word]))
+        _known(f"option of {word}", rest[0], options(words[word], step))
     return ("steps", index, word, *_inside(step, rest))
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from prune.errors import PruneError, unknown
 from prune.model.groups import Group
 from prune.model.model import Model
 from prune.model.walk import Batch, walk
+from prune.options import check_options, options_of
 from prune.progress import Progress
 from prune.remove.gather import gather
 
@@ -38,10 +38,13 @@ def criterion(name: str) -> ModuleType:
 
 def options(name: str) -> dict[str, inspect.Parameter]:
     """The options a criterion takes, by name."""
-    module = criterion(name)
-    function = module.score_model if hasattr(module, "score_model") else module.score
-    parameters = inspect.signature(function, eval_str=True).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return options_of(_function(criterion(name)))
+
+
+def _function(module: ModuleType) -> Callable[..., Any]:
+    """What scores: all groups in one walk of its own, or one group at a time."""
+    found: Callable[..., Any] = module.score_model if hasattr(module, "score_model") else module.score
+    return found
 
 
 def needs_data(name: str) -> bool:
@@ -107,15 +110,7 @@ def check_criterion(groups: Sequence[Group], name: str, settings: Mapping[str, A
         if group.kind not in module.KINDS:
             able = [other for other in criteria() if group.kind in criterion(other).KINDS]
             raise PruneError(f"criterion {name!r} does not score {group.kind}; choices: {', '.join(able)}")
-    known = options(name)
-    for setting, value in settings.items():
-        if setting not in known:
-            raise unknown(f"option of criterion {name}", setting, known)
-        try:
-            TypeAdapter(known[setting].annotation).validate_python(value, strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise PruneError(f"option {setting!r} of criterion {name}: {reason}, not {value!r}") from None
+    check_options(_function(module), settings, of=f"criterion {name}")
     if hasattr(module, "check"):  # of options against the groups
         module.check(groups, **settings)
     return module

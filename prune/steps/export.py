@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 from prune import forecast
-from prune.exports.export import refuse
+from prune.exports.export import exporter, refuse
 from prune.exports.export import write as write_export
+from prune.exports.job import Job
 from prune.run import Run
+from prune.steps._common import calibration_batches
 
 
-def export(run: Run, *, format: Literal["onnx"] = "onnx") -> None:
+def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
     """Write the model in a format that others serve, beside the checkpoint, checked against PyTorch.
 
-    format: `onnx`, one graph with key-value cache under Optimum's names, run in ONNX Runtime.
+    It goes to a folder of the output named after the format and, where one is given, the dtype: `onnx`, `onnx-int8`.
+
+    format: one of those below, each with options of its own that stand beside it.
     """
     if run.dry:
-        refuse(run.model, format)
+        refuse(run.model, format, options)
         parameters = run.model.tensors.parameters
         run.record["needs"] = forecast.whole(run.model, copies=4, tokens=0, device="cpu", disk=4.0 * parameters)
-    else:
-        run.record.update(write_export(run.model, run.folder / format, format=format, progress=run.progress))
+        return
+    text = (lambda: calibration_batches(run)) if run.calibration else None
+    job = Job(run.model, run.folder / place(format, options), run.progress, text, run.seed)
+    found = write_export(job, format=format, **options)
+    run.warnings += found.pop("warnings", [])
+    run.record.update(found)
 
 
-export.calibrated = False  # type: ignore[attr-defined]
+def place(format: str, options: Mapping[str, Any]) -> str:
+    """The folder of the output that an export goes to."""
+    return f"{format}-{options['dtype']}" if options.get("dtype") else format
+
+
+def _more(given: Mapping[str, Any]) -> Any:
+    """The function that takes the format's own options."""
+    return exporter(given.get("format", "onnx"))
+
+
+export.more = _more  # type: ignore[attr-defined]
