@@ -41,8 +41,10 @@ class Run:
     """One step's view of the run. A step that changes the model puts the new one in `model`.
 
     `number` counts the recipe's steps from 1. `folder` is the step's own: what a step writes there (say `onnx/`) ends
-    up in the output. `record` and `warnings` are kept with the step and must be JSON; `timings` are kept apart, since
-    they differ from run to run. In a `dry` run no weight may be read and nothing written: the model has shapes only.
+    up in the output. `unfinished` is a folder that outlives a kill: what a long step has done so far, for its next try
+    to go on from; the step makes it where it needs it, and it is gone once the step is finished. `record` and
+    `warnings` are kept with the step and must be JSON; `timings` are kept apart, since they differ from run to run. In
+    a `dry` run no weight may be read and nothing written: the model has shapes only.
     """
 
     model: Any
@@ -53,6 +55,7 @@ class Run:
     calibration: Calibration | None
     dry: bool
     folder: Path
+    unfinished: Path
     progress: Progress
     number: int = 1
     record: dict[str, Any] = field(default_factory=dict)

@@ -63,12 +63,15 @@ def evaluate(
     fail: bool = False,
     crash: bool = False,
     busy: bool = False,
+    asks: int = 0,
     sleep: float = 0.0,
 ) -> None:
     """Counts letters."""
     if run.dry:
         return
     CALLS.append("evaluate")
+    if asks:
+        _ask(run.unfinished, asks)
     time.sleep(sleep)
     if busy:  # minutes inside one call into C
         print("busy", flush=True)
@@ -80,6 +83,15 @@ def evaluate(
     run.record["perplexity"] = {"data": "letters", "length": 1, "before": 2.0, "after": float("inf")}
     run.timings["latency_seconds"] = [time.time(), 1.0]
     run.warnings.append("letters are few")
+
+
+def _ask(unfinished: Path, asks: int) -> None:
+    """Asks one question a try, and is done once all are answered."""
+    unfinished.mkdir(exist_ok=True)
+    answered = len(list(unfinished.iterdir()))
+    (unfinished / str(answered)).write_text("answered")
+    if answered + 1 < asks:
+        raise PruneError(f"answered {answered + 1} of {asks}")
 
 
 def export(run: Run) -> None:

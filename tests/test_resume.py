@@ -108,6 +108,33 @@ def test_nothing_to_do_does_nothing():
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
 
 
+def test_what_a_step_left_unfinished_is_there_at_its_next_try_and_gone_once_it_is_done():
+    fresh_run = {"overrides": ["steps.2.asks=3"]}
+    for answered in (1, 2):
+        with pytest.raises(PruneError, match=f"answered {answered} of 3"):
+            run("recipe.yaml", **fresh_run)
+    (held,) = [name for name in listing("out/small.work") if name.endswith(work.UNFINISHED)]
+    assert held.startswith("3-evaluate-")
+    result = run("recipe.yaml", **fresh_run, keep_steps=True)
+    assert result.state == "done"
+    assert not [name for name in listing("out/small.work") if name.endswith(work.UNFINISHED)]
+
+
+def test_another_recipe_takes_what_was_unfinished_away():
+    for asks in (3, 4):
+        with pytest.raises(PruneError, match=f"answered 1 of {asks}"):
+            run("recipe.yaml", overrides=[f"steps.2.asks={asks}"])
+
+
+def test_an_input_that_only_the_step_can_read_is_part_of_its_key(monkeypatch):
+    monkeypatch.setattr(fakes.evaluate, "prints", {"text": lambda name: Path(name).read_text()}, raising=False)
+    Path("words").write_text("first")
+    run("recipe.yaml", overrides=["steps.2.text=words"])
+    Path("words").write_text("second")
+    with pytest.raises(PruneError, match="another input"):
+        run("recipe.yaml", overrides=["steps.2.text=words"])
+
+
 def test_a_run_goes_on_after_its_last_finished_step():
     expected = fresh()
     with pytest.raises(PruneError, match="too short"):

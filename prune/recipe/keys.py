@@ -68,7 +68,8 @@ def inputs(step: Step, recipe: Recipe, fingerprint: Fingerprint) -> dict[str, An
     """What a step reads besides the model: option (or "calibration") -> the bytes' sha256.
 
     A step function says so in attributes: `reads` names its options that are files, `data` those that are data
-    sources, and `calibrated = False` that it never looks at the calibration data. PruneError for what cannot be read.
+    sources, `prints` has for others a function of their value that tells the bytes behind it, and `calibrated = False`
+    says that it never looks at the calibration data. PruneError for what cannot be read.
     """
     found: dict[str, Any] = {}
     for option in getattr(step.function, "reads", ()):
@@ -77,15 +78,18 @@ def inputs(step: Step, recipe: Recipe, fingerprint: Fingerprint) -> dict[str, An
     for option in getattr(step.function, "data", ()):
         if isinstance(source := step.bound.get(option), str):
             found[option] = _placed(step.where(option), fingerprint, source, split=step.bound.get("split"))
+    for option, tell in getattr(step.function, "prints", {}).items():
+        if (value := step.bound.get(option)) is not None:
+            found[option] = _placed(step.where(option), tell, value)
     if recipe.calibration and getattr(step.function, "calibrated", True):
         text, where = recipe.calibration, recipe.document.where(("calibration", "data"))
         found["calibration"] = [asdict(text), _placed(where, fingerprint, text.data, split=text.split)]
     return found
 
 
-def _placed(where: str, fingerprint: Fingerprint, source: str, *, split: str | None) -> str:
+def _placed(where: str, fingerprint: Callable[..., Any], source: Any, **options: Any) -> Any:
     try:
-        return fingerprint(source, split=split)
+        return fingerprint(source, **options)
     except PruneError as error:
         raise PruneError(str(error), where=where) from None
 

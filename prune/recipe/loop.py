@@ -158,7 +158,7 @@ def _rehearse(job: _Job) -> list[dict[str, Any]]:
     """All steps on shapes; the records they leave."""
     model, records = job.original, list[dict[str, Any]]()
     for step in job.recipe.steps:
-        run = _new_run(job, model, Path(os.devnull), len(records) + 1, dry=True)
+        run = _new_run(job, model, Path(os.devnull), Path(os.devnull), len(records) + 1, dry=True)
         _call(step, run)
         model = run.model
         records.append(
@@ -167,7 +167,7 @@ def _rehearse(job: _Job) -> list[dict[str, Any]]:
     return records
 
 
-def _new_run(job: _Job, model: Any, folder: Path, number: int, *, dry: bool = False) -> Run:
+def _new_run(job: _Job, model: Any, folder: Path, unfinished: Path, number: int, *, dry: bool = False) -> Run:
     return Run(
         model=model,
         original=job.original,
@@ -177,6 +177,7 @@ def _new_run(job: _Job, model: Any, folder: Path, number: int, *, dry: bool = Fa
         calibration=job.recipe.calibration,
         dry=dry,
         folder=folder,
+        unfinished=unfinished,
         progress=Progress(quiet=True) if dry else job.progress,
         number=number,
     )
@@ -262,6 +263,7 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
             if model is None:
                 model = job.parts.open(holder, revision=None, headers=False)
             done = _perform(job, step, key, folders[position], model, position + 1)
+        files.discard(work.unfinished(folders[position]))
         if done.checkpoint:
             model, holder = None, folders[position]
         finished.append(done)
@@ -271,7 +273,7 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
 def _perform(job: _Job, step: Step, key: str, folder: Path, model: Any, number: int) -> Done:
     files.discard(folder)  # it may be there, but damaged
     with files.staged(folder) as staging:
-        run = _new_run(job, model, staging, number)
+        run = _new_run(job, model, staging, work.unfinished(folder), number)
         began = time.perf_counter()
         _call(step, run)
         table = files.hashes(staging)

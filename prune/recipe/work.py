@@ -17,7 +17,8 @@ from prune.errors import PruneError
 STEP = "step.json"
 LOCK = "lock"
 _NAME = re.compile(r"[0-9]+-[a-z_]+-[0-9a-f]{12}")
-_OURS = re.compile(rf"{_NAME.pattern}|{LOCK}|\.{_NAME.pattern}\.tmp-[0-9a-f]{{8}}")
+UNFINISHED = ".unfinished"
+_OURS = re.compile(rf"{_NAME.pattern}({re.escape(UNFINISHED)})?|{LOCK}|\.{_NAME.pattern}\.tmp-[0-9a-f]{{8}}")
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,15 @@ def folder(work: Path, number: int, word: str, key: str) -> Path:
     return work / f"{number}-{word}-{key[:12]}"
 
 
+def unfinished(folder: Path) -> Path:
+    """Where the step of a folder leaves what a next try of it goes on from."""
+    return folder.with_name(folder.name + UNFINISHED)
+
+
 def keep_only(work: Path, wanted: set[Path]) -> None:
     """Removes the finished steps of another recipe."""
     for path in work.iterdir():
-        if path.name != LOCK and path not in wanted:
+        if path.name != LOCK and path.with_name(path.name.removesuffix(UNFINISHED)) not in wanted:
             files.discard(path)
 
 
