@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prune.exports.export import export as export
     from prune.files import verify as verify
     from prune.inspection import inspect as inspect
+    from prune.labels import examples as examples
     from prune.model.groups import Group as Group
     from prune.model.groups import Slice as Slice
     from prune.model.groups import groups as groups
@@ -58,6 +59,7 @@ _HOMES = {
     "choose": "prune.remove.choose",
     "cut": "prune.remove.cut",
     "evaluate": "prune.evaluation.evaluate",
+    "examples": "prune.labels",
     "export": "prune.exports.export",
     "groups": "prune.model.groups",
     "inspect": "prune.inspection",

@@ -143,6 +143,17 @@ def is_file(source: Source) -> bool:
     return _kind(source) == "file"
 
 
+def rows(source: Source, *, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a local file or a Hub dataset, column -> value, in their own order. Raises PruneError as `check`."""
+    check(source, split=split)
+    kind = _kind(source)
+    if kind not in ("file", "hub"):
+        raise PruneError("has no columns; give a .jsonl or .parquet file, or a Hub dataset", where=_label(source))
+    if kind == "file":
+        return _file_rows(_path(source))
+    return _hub_rows(str(source), split or _evaluation_split(source), False, None)
+
+
 def check(source: Source, *, split: str | None = None) -> None:
     """Raise the PruneErrors that can be known at once: a missing or empty file, an unknown suffix, name or split."""
     kind = _kind(source)

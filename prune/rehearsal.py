@@ -6,9 +6,10 @@ their names and numbers tell is known.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from prune import data
+from prune import data, labels
 from prune.errors import PruneError
 from prune.model.model import Model
 from prune.run import Calibration
@@ -18,6 +19,10 @@ def evaluation(
     model: Model, source: str, *, length: int, stride: int | None, samples: int | None, **where: str | None
 ) -> None:
     """PruneError for what `data.windows` will refuse; `where` are `field` and `split`."""
+    if (kind := labels.task(model)) != "next token":
+        raise PruneError(
+            f"perplexity is of models of the next token; this is one of {kind}: take accuracy", where="perplexity"
+        )
     fits(model, length, where="length")
     data.check(source, split=where.get("split"))
     if model.weights:
@@ -27,20 +32,24 @@ def evaluation(
             data.windows(source, tokenizer, length=length, stride=stride, samples=samples, **_given(where))
 
 
+def accuracy(model: Model, source: str, *, length: int, label: str | None, **where: str | None) -> None:
+    """PruneError for what `labels.labelled` will refuse, as far as one example tells."""
+    data.check(source, split=where.get("split"))
+    if model.weights and data.is_file(source):
+        labels.labelled(model, source, samples=1, length=length, label=label, **_given(where))
+    elif labels.task(model) == "next token":
+        raise PruneError("a model of the next token has perplexity, not accuracy", where="accuracy")
+
+
 def calibration(model: Model, text: Calibration, *, seed: int) -> None:
-    """PruneError for what `data.batches` will refuse."""
+    """PruneError for what `labels.calibration` will refuse, as far as it can be known without asking the Hub."""
     fits(model, text.length, where="calibration.length")
     data.check(text.data, split=text.split)
     if model.weights:
-        tokenizer = model.tokenizer()
+        if not labels.of_images(model):
+            model.tokenizer()
         if data.is_file(text.data):
-            numbers: dict[str, Any] = {
-                "samples": text.samples,
-                "length": text.length,
-                "seed": seed,
-                "batch_size": text.batch_size,
-            }
-            data.batches(text.data, tokenizer, **numbers, **_given({"field": text.field, "split": text.split}))
+            labels.calibration(model, **asdict(text), seed=seed)
 
 
 def fits(model: Model, length: int, *, where: str) -> None:

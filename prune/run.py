@@ -18,10 +18,12 @@ Positive = Annotated[int, Field(ge=1)]
 class Calibration:
     """The text that steps look at, and how much of it.
 
-    data: `python-docs`, a local .txt, .jsonl or .parquet file, or a Hub dataset id.
+    data: `python-docs`, a local .txt, .jsonl or .parquet file, or a Hub dataset id; of images for a vision model.
     samples: how many windows of text.
     length: tokens in a window.
-    field: the column that holds the text, in .jsonl, .parquet and Hub datasets; `text` when left out.
+    field: the column that holds the text, in .jsonl, .parquet and Hub datasets; `text` (or `image`) when left out.
+    label: the column of the class, tags or target text, where examples are labelled: criterion `taylor` needs them of a
+        classifier.
     split: of a Hub dataset.
     streaming: read a Hub dataset as it is needed instead of downloading it whole.
     batch_size: windows that go through the model at once; more is faster and takes more memory.
@@ -31,6 +33,7 @@ class Calibration:
     samples: Positive = 128
     length: Annotated[int, Field(ge=2)] = 512
     field: str | None = None
+    label: str | None = None
     split: str | None = None
     streaming: bool = False
     batch_size: Positive = 8

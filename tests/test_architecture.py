@@ -21,6 +21,7 @@ FLOORS = {
     "data": 2,
     "model": 3,
     "measure": 4,
+    "labels": 4,
     "inspection": 5,
     "forecast": 5,
     "remove": 5,

@@ -29,6 +29,8 @@ def inspect(model: str, *, revision: str | None, progress: Progress) -> Shown:  
 @click.argument("model")
 @click.option("--revision", help="Of a Hub model.")
 @click.option("--perplexity", metavar="DATA", help="python-docs, a local file, or a Hub dataset id.")
+@click.option("--accuracy", metavar="DATA", help="Labelled examples, for classifiers; text for masked words.")
+@click.option("--label", help="The column of the class, the tags or the target text.")
 @click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a window.")
 @click.option("--stride", type=click.IntRange(1), help="Tokens between windows; the length when left out.")
 @click.option("--samples", type=click.IntRange(1), help="At most this many windows.")
@@ -38,7 +40,7 @@ def inspect(model: str, *, revision: str | None, progress: Progress) -> Shown:  
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--dtype", type=DTYPES, default="auto", show_default=True)
 def evaluate(model: str, *, revision: str | None, device: str, dtype: str, **options: Any) -> Shown:
-    """Measure MODEL: its size, and its perplexity and latency where asked for."""
+    """Measure MODEL: its size, and its perplexity, accuracy and latency where asked for."""
     from prune.recipe.loop import pick_device
     from prune.report import summary
     from prune.steps._common import compute_dtype

@@ -93,15 +93,25 @@ class Model:
 
         if not any(name.startswith("tokenizer") for name in self.files):
             raise PruneError("the model folder has no tokenizer files", where=self.source)
+        tokenizer: PreTrainedTokenizerBase = self._companion(AutoTokenizer, "tokenizer")
+        return tokenizer
+
+    def image_processor(self) -> Any:
+        """What turns images into this model's pixel values, from its own file. Raises PruneError when it has none."""
+        from transformers import AutoImageProcessor
+
+        if "preprocessor_config.json" not in self.files:
+            raise PruneError("the model folder has no preprocessor_config.json", where=self.source)
+        return self._companion(AutoImageProcessor, "image processor")
+
+    def _companion(self, kind: Any, name: str) -> Any:
+        """What an Auto class makes of the files beside the weights."""
         try:
             with folder_without_code(self.files) as folder:
-                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                    str(folder), local_files_only=True, trust_remote_code=False
-                )
+                return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise PruneError(f"the tokenizer cannot be read: {reason}", where=self.source) from error
-        return tokenizer
+            raise PruneError(f"the {name} cannot be read: {reason}", where=self.source) from error
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of every file it was opened from; of every tensor for a model in memory."""

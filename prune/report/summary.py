@@ -25,7 +25,7 @@ def removed(steps: Records) -> list[tuple[str, str]]:
 
 
 def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Change]:
-    """Parameters, bytes, perplexity and latency (seconds) before and after, those that the run measured.
+    """Parameters, bytes, perplexity, accuracy, loss and latency (seconds) before and after, where measured.
 
     What was measured before a later step changed the model has no `after`: it is of another model.
     """
@@ -35,6 +35,12 @@ def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Chan
         said = steps[measured[-1]]["record"]["perplexity"]
         if None not in (said.get("before"), said.get("after")):
             found.append(_measured("perplexity", said["before"], said["after"], measured[-1], steps))
+    asked = [number for number, step in enumerate(steps) if step["record"].get("accuracy")]
+    if asked:
+        said = steps[asked[-1]]["record"]["accuracy"]
+        for name in ("accuracy", "loss"):
+            pair = said["before"][name], said["after"][name]
+            found.append(_measured(name, *pair, asked[-1], steps))
     timed = [number for number, timing in enumerate(timings) if timing.get("latency_seconds")]
     if timed:
         said = timings[timed[-1]]
@@ -58,7 +64,7 @@ def changed_after(number: int, steps: Records) -> int | None:
 def overtaken(steps: Records) -> list[str]:
     """What was measured of a model that a later step changed, and not again, a line each."""
     said = []
-    for name, measure in (("perplexity", "perplexity"), ("latency", "speed")):
+    for name, measure in (("perplexity", "perplexity"), ("accuracy", "accuracy"), ("latency", "speed")):
         asked = [n for n, step in enumerate(steps) if {**step.get("options", {}), **step["record"]}.get(measure)]
         changed = changed_after(asked[-1], steps) if asked else None
         if changed is not None:
@@ -86,6 +92,8 @@ def _text(name: str, value: float | None) -> str:
         return f"{value * 1000:.1f} ms"
     if name == "perplexity":
         return f"{value:.2f}"
+    if name in ("accuracy", "loss"):
+        return f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
     return f"{value:,.0f}" if name == "parameters" else size(value)
 
 
@@ -188,6 +196,9 @@ def evaluation(found: dict[str, Any]) -> list[Table | str]:
     if measured := found.get("perplexity"):
         lines.append(("perplexity", f"{measured['model']:.3f}"))
         lines += [(name, flat(measured[name])) for name in ("data", "length", "stride", "tokens")]
+    if answered := found.get("accuracy"):
+        lines += [("accuracy", f"{answered['model']['accuracy']:.1%}"), ("loss", f"{answered['model']['loss']:.3f}")]
+        lines += [(name, flat(answered[name])) for name in ("task", "data", "labels")]
     if seconds := found.get("latency", {}).get("latency_seconds"):
         lines.append(("latency", _text("latency", seconds["model"])))
     return [Table(("what", "value"), lines)]

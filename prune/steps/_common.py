@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from prune import data
+from prune import labels
 from prune.model.walk import Batch
 from prune.run import Run
 
@@ -35,16 +36,7 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def calibration_batches(run: Run) -> list[Batch]:
-    """The recipe's calibration text as token batches."""
+    """The recipe's calibration data as batches: text, with words masked for a model of those, or labelled examples."""
     chosen = run.calibration
     assert chosen is not None
-    return data.batches(
-        chosen.data,
-        run.model.tokenizer(),
-        samples=chosen.samples,
-        length=chosen.length,
-        seed=run.seed,
-        batch_size=chosen.batch_size,
-        streaming=chosen.streaming,
-        **given({"field": chosen.field, "split": chosen.split}),
-    )
+    return labels.calibration(run.model, **asdict(chosen), seed=run.seed)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
-from prune import forecast, rehearsal
+from prune import forecast, labels, rehearsal
 from prune.errors import PruneError
 from prune.model import slots
 from prune.model.groups import Group, Kind, groups
@@ -266,8 +266,7 @@ def _proof_batch(run: Run) -> Batch:
     windows_, tokens = PROOF_TOKENS
     if run.calibration is not None:
         return calibration_batches(replace(run, calibration=_proof_text(run)))[0]
-    generator = torch.Generator().manual_seed(run.seed)
-    return {"input_ids": torch.randint(run.model.config.vocab_size, (windows_, tokens), generator=generator)}
+    return labels.made_up(run.model, samples=windows_, length=tokens, seed=run.seed)
 
 
 def _proof_text(run: Run) -> Calibration:

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prune.data import IGNORED
 from prune.errors import PruneError
+from prune.labels import task
 from prune.model.groups import Group, along
 from prune.model.model import Model
 from prune.model.save import load
@@ -29,7 +31,10 @@ def score_model(
     form: Literal["first", "fisher", "element"] = "first",
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Scores from the gradient of the mean next-token loss, float32 (units,) by group; labels are the tokens.
+    """Scores from the gradient of the mean loss, float32 (units,) by group.
+
+    The loss is that of the next token, whose labels are the tokens; a classifier's and a masked word's is the
+    cross-entropy of the labels in the batches (`prune.examples`).
 
     "first": |sum of w x dL/dw| over the unit's slices. "element": the sum of |w x dL/dw|. "fisher": the square of the
     first, of each sequence's own loss, summed over sequences. `options` are those of a walk. Raises PruneError, with
@@ -42,9 +47,9 @@ def score_model(
     steps = _each(batches) if form == "fisher" else iter([list(batches)])
     for part in steps:
         module.zero_grad()
-        total = sum(int(_mask(batch)[:, 1:].sum()) for batch in part)
+        total = sum(int(_asked(model, batch)[0].sum()) for batch in part)
         for batch in part:
-            (_loss(module, batch, device) / total).backward()
+            (_loss(model, module, batch, device) / max(total, 1)).backward()
         for group in groups:
             change = _change(group, dict(module.named_parameters()), element=form == "element")
             scores[group.name] += change.square() if form == "fisher" else change.abs()
@@ -54,23 +59,33 @@ def score_model(
 def _each(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
     """Every sequence as a batch of its own."""
     for batch in batches:
-        for row in range(len(batch["input_ids"])):
+        for row in range(len(next(iter(batch.values())))):
             yield [{key: value[row : row + 1] for key, value in batch.items()}]
 
 
-def _mask(batch: Batch) -> Tensor:
-    """Positions that are text, bool (batch, length)."""
-    found = batch.get("attention_mask")
-    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if found is None else found.bool()
+def _asked(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Where the model is asked for something, bool, and the answers, int64: shaped as its logits without the last dim.
+
+    For the next token, every position but the last whose token is text and is followed by text.
+    """
+    if task(model) != "next token":
+        classes = task(model) in ("text classes", "image classes")  # one label each; plain text has one a token
+        if "labels" not in batch or (classes and batch["labels"].ndim > 1):
+            raise PruneError(f"criterion 'taylor' needs the labels of {model.architecture.__name__}'s examples")
+        return batch["labels"] != IGNORED, batch["labels"]
+    ids = batch["input_ids"]
+    text = batch.get("attention_mask", torch.ones_like(ids)).bool()
+    following = torch.nn.functional.pad(text[:, 1:] & text[:, :-1], (0, 1))  # the last has nothing after it
+    return following, ids.roll(-1, dims=1)
 
 
-def _loss(module: nn.Module, batch: Batch, device: str | torch.device) -> Tensor:
-    """Summed next-token loss over tokens that are text and follow text."""
+def _loss(model: Model, module: nn.Module, batch: Batch, device: str | torch.device) -> Tensor:
+    """Summed cross-entropy of what the model is asked."""
     inputs = {key: batch[key].to(device) for key in INPUTS if key in batch}
-    logits = module(**inputs, use_cache=False).logits[:, :-1].float()
-    mask = _mask(batch).to(device)
-    counted = mask[:, 1:] & mask[:, :-1]
-    return torch.nn.functional.cross_entropy(logits[counted], inputs["input_ids"][:, 1:][counted], reduction="sum")
+    cache = {"use_cache": False} if task(model) in ("next token", "text pairs") else {}
+    asked, answers = (found.to(device) for found in _asked(model, batch))
+    logits = module(**inputs, **cache).logits[asked].float()
+    return torch.nn.functional.cross_entropy(logits, answers[asked], reduction="sum")
 
 
 def _change(group: Group, parameters: dict[str, nn.Parameter], *, element: bool) -> Tensor:
