@@ -23,6 +23,7 @@ FLOORS = {
     "measure": 4,
     "labels": 4,
     "inspection": 5,
+    "stranger": 5,
     "forecast": 5,
     "remove": 5,
     "evaluation": 5,

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.option("--revision", help="Of a Hub model.")
 def inspect(model: str, *, revision: str | None, progress: Progress) -> Shown:  # noqa: ARG001
-    """Show the groups of MODEL, and the shares of parameters and work they hold."""
+    """Show the groups of MODEL, and the shares of parameters and work they hold; of a foreign one, what is missing."""
+    from prune.report import stranger as unfamiliar
     from prune.report import summary
+    from prune.stranger import stranger
 
+    if unknown := stranger(model, revision=revision):
+        return unknown, unfamiliar.blocks(unknown), 0
     found = prune.inspect(prune.open(model, revision=revision, headers=True))
     return found, summary.inspection(found), 0
 
