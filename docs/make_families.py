@@ -41,8 +41,8 @@ AFTER = """
 Every family also has a form whose layers differ (`scope: global`), except where the notes say otherwise. Checkpoints
 are written with the names and the layout that stock transformers writes: experts one by one, ViT's under older names.
 
-Any other network (ResNet, MobileNet, ConvNeXt, a module of your own): `prune.trace` finds its channels, see
-`prune/remove/traced.py`. A transformers family that is missing: [adding a family](adding-a-family.md).
+Any other network (ResNet, MobileNet, ConvNeXt, a module of your own) is cut by tracing: [any network](any-network.md).
+`prune inspect` says of an unknown model what is missing. A transformers family that is missing: [adding a family](adding-a-family.md).
 """
 
 

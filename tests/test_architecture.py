@@ -24,6 +24,7 @@ FLOORS = {
     "labels": 4,
     "inspection": 5,
     "stranger": 5,
+    "networks": 6,
     "forecast": 5,
     "remove": 5,
     "evaluation": 5,

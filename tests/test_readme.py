@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,9 @@ def test_every_command_and_every_line_of_python_runs(place: Path) -> None:
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
 def test_links_lead_somewhere(target: str) -> None:
     assert (ROOT / target).exists()
+
+
+def test_the_page_on_any_network_runs_as_it_stands(place: Path) -> None:
+    (code,) = blocks("python", (ROOT / "docs" / "any-network.md").read_text())
+    run([sys.executable, "-c", code], place)
+    assert (place / "out" / "small-network" / "model.onnx").exists()
