@@ -1,0 +1,1 @@
+"""How llama.cpp wants a model: its architectures, tensors and vocabularies, and the GGUF container."""
