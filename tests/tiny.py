@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from prune.model import family as families
+
 COMMON = {
     "vocab_size": 96,
     "hidden_size": 48,
@@ -31,7 +33,7 @@ def tiny_model(
     """A model with weights large enough that every unit matters."""
     config = CONFIG_MAPPING[model_type](**{**COMMON, **changes})
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=families.of(model_type).attention).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

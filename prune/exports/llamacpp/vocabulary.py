@@ -143,11 +143,12 @@ def _tokens(form: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     unknown = form["model"].get("unk_token")
     if unknown in entries:
         entries[unknown] = (entries[unknown][0], Type.UNKNOWN)
-    beyond = [token for token, (row, _) in entries.items() if row >= rows]
+    beyond = [token for token, row in form["model"]["vocab"].items() if row >= rows]
     if beyond:
         raise _refused(f"token {beyond[0]!r} has no row in the embedding, which has {rows}")
     for token, (row, kind) in entries.items():
-        tokens[row], types[row] = token, int(kind)
+        if row < rows:  # tokenizers add some that the model never saw
+            tokens[row], types[row] = token, int(kind)
     return tokens, types
 
 
