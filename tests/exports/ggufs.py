@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import prune
+from prune.exports.llamacpp import container
 from prune.exports.llamacpp.pretokenizers import SPLITS
 from prune.model.model import Model
 from prune.remove.cut import cut
@@ -44,7 +46,9 @@ def byte_level(pre: str = "gpt-2", vocabulary: int = 384, text: str = TEXT) -> P
     core.pre_tokenizer = PRE[pre]
     core.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if text is TEXT else []
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[*SPECIAL], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[*SPECIAL], initial_alphabet=alphabet, show_progress=False
+    )
     core.train_from_iterator([text], trainer)
     return _dressed(core)
 
@@ -56,10 +60,7 @@ def sentencepiece(prefix: bool = True, vocabulary: int = 384) -> PreTrainedToken
     special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False, limit_alphabet=60)
     core.train_from_iterator([TEXT], trainer)
-    state = core.to_str()
-    import json
-
-    form = json.loads(state)
+    form = json.loads(core.to_str())
     form["added_tokens"] = form["added_tokens"][:3]  # byte tokens are no special ones
     steps: list[Any] = [normalizers.Replace(" ", "\u2581")]
     form["pre_tokenizer"] = None
@@ -72,10 +73,9 @@ def sentencepiece(prefix: bool = True, vocabulary: int = 384) -> PreTrainedToken
 def _dressed(core: Tokenizer) -> PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     core.add_tokens([AddedToken("<keep me>", normalized=False)])
-    found = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
     )
-    return found
 
 
 ROPES: Mapping[str, dict[str, Any]] = {
@@ -126,6 +126,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"layers.0.heads": [1, 2], "layers.1.channels": list(range(0, 40, 2))},
     ),
     "mistral": ("mistral", {"sliding_window": None}, {}),
+    "mistral window": ("mistral", {"sliding_window": 64}, {}),
     "seed_oss": ("seed_oss", {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True}, {}),
     "qwen2": ("qwen2", {}, {}),
     "qwen2 fewer channels": ("qwen2", {}, {f"layers.{i}.channels": list(range(24)) for i in range(3)}),
@@ -144,9 +145,17 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {f"layers.{i}.experts": [0, 1, 3] for i in range(3)},
     ),
     "gemma": ("gemma", {**GEMMA, "sliding_window": None}, {}),
-    "gemma fewer heads": ("gemma", {**GEMMA, "sliding_window": None}, {f"layers.{i}.heads": [0, 1, 3] for i in range(3)}),
+    "gemma fewer heads": (
+        "gemma",
+        {**GEMMA, "sliding_window": None},
+        {f"layers.{i}.heads": [0, 1, 3] for i in range(3)},
+    ),
     "gemma2": ("gemma2", {**GEMMA, "query_pre_attn_scalar": 12, "num_hidden_layers": 4}, {}),
-    "gemma2 fewer heads": ("gemma2", {**GEMMA, "query_pre_attn_scalar": 8}, {f"layers.{i}.heads": [0, 1, 3] for i in range(3)}),
+    "gemma2 fewer heads": (
+        "gemma2",
+        {**GEMMA, "query_pre_attn_scalar": 8},
+        {f"layers.{i}.heads": [0, 1, 3] for i in range(3)},
+    ),
     "gemma3": ("gemma3_text", {**GEMMA, "query_pre_attn_scalar": 12, "num_hidden_layers": 7}, {}),
     "granite": (
         "granite",
@@ -165,8 +174,10 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 def folder(name: str, where: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
     """A tiny model with a tokenizer on disk."""
-    kind, changes, plan = MODELS[name]
+    kind, changes, _ = MODELS[name]
     module = tiny_model(kind, **{**COMMON, **changes})
+    head = module.get_output_embeddings().weight
+    head.data[2] = 0  # the last token of a text, which ends what is generated, is never the likeliest
     module.save_pretrained(where)
     (tokenizer or byte_level(text=ASCII)).save_pretrained(where)
     return where
@@ -177,6 +188,30 @@ def opened(name: str, where: Path) -> Model:
     return cut(prune.open(folder(name, where)), MODELS[name][2])
 
 
+GOLDEN = Path(__file__).with_name("gguf_golden.json")  # what llama.cpp said of each model's file
+PROMPT = (5, 9, 100, 30, 77)
+COUNT = 50  # tokens
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's keys and tensors, whatever the order of the keys."""
+    keys, tensors = container.read(path)
+    return hashlib.sha256(
+        json.dumps([keys, {n: str(t) for n, t in tensors.items()}], sort_keys=True).encode()
+    ).hexdigest()
+
+
+def greedy(model: Model, prompt: Sequence[int] = PROMPT) -> tuple[list[int], list[torch.Tensor]]:
+    """The tokens PyTorch generates in float32, and the log-probabilities of each step."""
+    module = prune.load(model, dtype=torch.float32)
+    tokens, steps = [*prompt], []
+    with torch.no_grad():
+        for _ in range(COUNT):
+            steps.append(module(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1))
+            tokens.append(int(steps[-1].argmax()))
+    return tokens[len(prompt) :], steps
+
+
 def awkward(count: int = 300, seed: int = 0) -> list[str]:
     """Strings that tokenizers stumble over: runs of spaces, marks, digits, emoji, controls, mixed scripts."""
     pieces = [
@@ -184,8 +219,26 @@ def awkward(count: int = 300, seed: int = 0) -> list[str]:
         *("'s", "'S", "'ll", "don't", "\u2019s", "a", "I", "Hello", " world", "HELLO", "camelCaseWord", "x_y-z"),
         *("1", "12", "123", "1234", "3.14", "\u0663\u0664", "\u00b2", "\u2167"),
         *("!", "...", "?!", "#", "//", "=>", "`", '"', "\\", "/", "<|x|>", "<", ">", "\u2014"),
-        *("\u00e9", "na\u00efve", "\u00df", "\u4f60\u597d", "\u4e16\u754c\u3002", "\ud55c\uad6d\uc5b4", "\u0e20\u0e32\u0e29\u0e32"),
-        *("\u0627\u0644\u0639", "\u05e2\u05d1", "\u0939\u093f", "\U0001f600", "\U0001f468\u200d\U0001f469", "\u200b", "\ufeff", "\x01", "\x7f"),
+        *(
+            "\u00e9",
+            "na\u00efve",
+            "\u00df",
+            "\u4f60\u597d",
+            "\u4e16\u754c\u3002",
+            "\ud55c\uad6d\uc5b4",
+            "\u0e20\u0e32\u0e29\u0e32",
+        ),
+        *(
+            "\u0627\u0644\u0639",
+            "\u05e2\u05d1",
+            "\u0939\u093f",
+            "\U0001f600",
+            "\U0001f468\u200d\U0001f469",
+            "\u200b",
+            "\ufeff",
+            "\x01",
+            "\x7f",
+        ),
         *("<s>", "</s>", "<keep me>", "\u2581", "\u0120"),
     ]
     choices = torch.Generator().manual_seed(seed)

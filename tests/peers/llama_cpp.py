@@ -43,7 +43,9 @@ def call(address: str, path: str, body: dict[str, Any]) -> Any:
 def generated(address: str, prompt: list[int], count: int) -> dict[str, Any]:
     options = {"n_predict": count, "temperature": 0, "samplers": ["top_k"], "top_k": 1, "return_tokens": True}
     said = call(address, "/completion", {"prompt": prompt, "cache_prompt": False, "n_probs": 20, **options})
-    steps = [{str(top["id"]): top["logprob"] for top in step["top_logprobs"]} for step in said["completion_probabilities"]]
+    steps = [
+        {str(top["id"]): top["logprob"] for top in step["top_logprobs"]} for step in said["completion_probabilities"]
+    ]
     return {"tokens": said["tokens"], "logprobs": steps}
 
 

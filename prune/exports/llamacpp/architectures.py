@@ -46,9 +46,7 @@ DECI = Architecture("deci", permuted=True, by_layer=True, biases=LINEARS, factor
 QWEN2 = Architecture("qwen2", square=True, biases=QKV)
 QWEN3 = Architecture("qwen3")
 GEMMA = Architecture("gemma", tied=True, activation=GELU, shifted=True)
-GEMMA2 = Architecture(
-    "gemma2", tied=True, activation=GELU, shifted=True, window_period=2, odd_scale=46, numbers=CAPS
-)
+GEMMA2 = Architecture("gemma2", tied=True, activation=GELU, shifted=True, window_period=2, odd_scale=46, numbers=CAPS)
 GEMMA3 = Architecture("gemma3", tied=True, activation=GELU, shifted=True, window_period=6, odd_scale=62)
 GRANITE = Architecture("granite", permuted=True, biases=LINEARS, factors=True, numbers=MULTIPLIERS)
 SMOLLM3 = Architecture("smollm3", permuted=True, rope_period=4)

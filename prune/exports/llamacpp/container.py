@@ -59,7 +59,7 @@ def write(
     try:
         for name, info in tensors.info.items():
             data = _encoded(name, tensors.read(name), kinds[name])
-            expected[name] = Written(info.shape, kinds[name], hashlib.sha256(data).hexdigest())
+            expected[name] = Written(info.shape, kinds[name], hashlib.sha256(data.data).hexdigest())
             writer.write_tensor_data(data)
             advance()
     finally:

@@ -30,7 +30,7 @@ def known(step: dict[str, Any] | None) -> str | None:
         case ["digits", "bytes by word"]:
             return "smollm"
         case [("split", pattern), "bytes"]:
-            return SPLITS.get(pattern)
+            return SPLITS.get(str(pattern))
     return None
 
 

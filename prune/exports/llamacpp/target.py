@@ -38,7 +38,7 @@ class Target:
 
 
 def target(model: Model) -> Target:
-    """The first architecture that computes the same. Raises PruneError with what stands in the way; reads no weights."""
+    """The first architecture that computes the same; reads no weights. Raises PruneError where there is none."""
     kind = model.config.model_type.removeprefix(PREFIX)
     if kind not in CARRIERS or not model.architecture.__name__.endswith("ForCausalLM"):
         named = model.architecture.__name__
@@ -56,8 +56,7 @@ def layers(model: Model) -> list[Layer]:
     """Every layer's sizes, from its tensors' shapes; 0 for what a layer lacks."""
     sizes = [model.sizes(layer) for layer in range(model.numbers["layers"])]
     return [
-        Layer(own["heads"], own["kv_heads"], own["expert_channels"] or own["channels"], own["experts"])
-        for own in sizes
+        Layer(own["heads"], own["kv_heads"], own["expert_channels"] or own["channels"], own["experts"]) for own in sizes
     ]
 
 
@@ -78,7 +77,7 @@ def _target(model: Model, architecture: Architecture) -> Target:
 
 
 def _written(own: Layer, number: int) -> Layer:
-    """A layer without attention is written as such, the first with one dead head; one without MLP has a dead channel."""
+    """A layer without MLP gets a dead channel, and the first, where it is without attention, a dead head."""
     heads, kv_heads = (1, 1) if not own.heads and number == 0 else (own.heads, own.kv_heads)
     return Layer(heads, kv_heads, max(own.channels, 1), own.experts)
 

@@ -31,9 +31,9 @@ def tensors(model: Model, target: Target) -> Tensors:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[target.architecture.name.upper()], len(target.layers))
     info: dict[str, Info] = {}
     reads: dict[str, Read] = {}
-    if target.rope.factors is not None:
-        info["rope_freqs.weight"] = Info(tuple(target.rope.factors.shape), torch.float32)
-        reads["rope_freqs.weight"] = lambda: target.rope.factors  # type: ignore[return-value]
+    factors = target.rope.factors
+    if factors is not None:
+        info["rope_freqs.weight"], reads["rope_freqs.weight"] = Info(tuple(factors.shape), factors.dtype), factors.clone
     for name, shape, read in _all(model, target):
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert new is not None and new not in info, name
@@ -51,7 +51,8 @@ def _all(model: Model, target: Target) -> Iterator[tuple[str, tuple[int, ...], R
         if own and ((_attends(name) and not own.heads) or (".mlp." in name and not own.channels)):
             continue  # what is left of a sublayer that is gone
         present.add(name)
-        shape, read = info.shape, partial(_float, source, name)
+        shape: tuple[int, ...] = info.shape
+        read: Read = partial(_float, source, name)
         if own and layer is not None:
             shape, read = _in_layer(name, shape, read, own, target, target.layers[layer], source)
         if target.architecture.shifted and name.endswith("norm.weight"):
@@ -99,8 +100,8 @@ def _expected(model: Model, layer: int, own: Layer) -> dict[str, tuple[int, ...]
     found: dict[str, tuple[int, ...]] = {}
     if own.heads:
         queries, keys = own.heads * head_dim, own.kv_heads * head_dim
-        found = {"q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width), "o_proj": (width, queries)}
-        found = {f"{start}.self_attn.{name}.weight": shape for name, shape in found.items()}
+        shapes = {"q": (queries, width), "k": (keys, width), "v": (keys, width), "o": (width, queries)}
+        found = {f"{start}.self_attn.{name}_proj.weight": shape for name, shape in shapes.items()}
         found[f"{start}.input_layernorm.weight"] = (width,)
     if not own.experts:
         rows, columns = (own.channels, width), (width, own.channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gguf
@@ -50,10 +50,12 @@ def vocabulary(model: Model) -> Vocabulary:
     rows = model.tensors.info["model.embed_tokens.weight"].shape[0]
     made = _sentencepiece(form, rows) if form["model"].get("byte_fallback") or _metaspace(form) else _bytes(form, rows)
     adds, odd = _added(tokenizer)
-    notes = [*made.notes, *odd, *_flags(form)]
-    return Vocabulary(
-        **{**vars(made), "notes": tuple(notes)}
-        | {"special": _special(model, tokenizer, rows), "adds": adds, "template": _template(tokenizer)}
+    return replace(
+        made,
+        special=_special(model, tokenizer, rows),
+        adds=adds,
+        template=_template(tokenizer),
+        notes=(*made.notes, *odd, *_flags(form)),
     )
 
 
@@ -75,7 +77,8 @@ def _bytes(form: dict[str, Any], rows: int) -> Vocabulary:
     if any(piece.get("add_prefix_space") for piece in _pieces(form["pre_tokenizer"]) if piece["type"] == "ByteLevel"):
         raise _refused("llama.cpp puts no space before the text (add_prefix_space)")
     tokens, types = _tokens(form, rows)
-    return Vocabulary("gpt2", pre, tokens, types, merges=[_merge(pair) for pair in form["model"]["merges"]], notes=(*notes,))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in form["model"]["merges"]]
+    return Vocabulary("gpt2", pre, tokens, types, merges=merges, notes=tuple(notes))
 
 
 def _sentencepiece(form: dict[str, Any], rows: int) -> Vocabulary:
@@ -136,8 +139,8 @@ def _tokens(form: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     types = [int(Type.UNUSED)] * rows
     entries = {token: (row, Type.NORMAL) for token, row in form["model"]["vocab"].items()}
     if form["model"].get("byte_fallback"):
-        entries |= {f"<0x{byte:02X}>": (form["model"]["vocab"][f"<0x{byte:02X}>"], Type.BYTE) for byte in range(256)
-                    if f"<0x{byte:02X}>" in form["model"]["vocab"]}
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        entries |= {name: (entries[name][0], Type.BYTE) for name in names if name in entries}
     for added in form["added_tokens"]:
         entries[added["content"]] = (added["id"], Type.CONTROL if added["special"] else Type.USER_DEFINED)
     unknown = form["model"].get("unk_token")
@@ -150,10 +153,6 @@ def _tokens(form: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
         if row < rows:  # tokenizers add some that the model never saw
             tokens[row], types[row] = token, int(kind)
     return tokens, types
-
-
-def _merge(pair: str | list[str]) -> str:
-    return pair if isinstance(pair, str) else " ".join(pair)
 
 
 def _special(model: Model, tokenizer: Any, rows: int) -> dict[str, int]:
