@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
@@ -11,11 +12,21 @@ from pydantic import TypeAdapter, ValidationError
 from prune.errors import PruneError, unknown
 
 
+def spelt(parameter: str) -> str:
+    """The name of an option: that of its parameter, without the `_` that tells it from a word of Python's (`as_`)."""
+    return parameter.removesuffix("_")
+
+
+def arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names of their parameters."""
+    return {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in options.items()}
+
+
 def options_of(function: Callable) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a function, by name, with their annotations resolved."""
+    """The keyword-only parameters of a function, by the names of their options, with their annotations resolved."""
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.replace(annotation=hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {spelt(p.name): p.replace(annotation=hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def check_options(function: Callable, given: Mapping[str, Any], *, of: str) -> None:

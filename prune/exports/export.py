@@ -14,7 +14,7 @@ from prune.exports import formats
 from prune.exports.job import Job
 from prune.model.model import Model
 from prune.model.walk import Batch
-from prune.options import check_options
+from prune.options import arguments, check_options, spelt
 from prune.progress import Progress
 
 
@@ -36,11 +36,12 @@ def export(
     record: its files with their bytes, and how it compares with PyTorch. Raises PruneError for an occupied folder, an
     unknown format or option, an architecture it cannot carry, or results that differ.
     """
+    options = {spelt(name): value for name, value in options.items()}
     refuse(model, format, options)
     with files.staged(folder, overwrite=overwrite) as staging:
         text = None if calibration is None else lambda: calibration
         job = Job(model, staging, progress or Progress(quiet=True), text, seed)
-        found = exporter(format)(job, **options)
+        found = exporter(format)(job, **arguments(options))
         said = {"format": files.MARK, "export": format, "options": options, "model": {"source": model.source}}
         files.write_json(staging / files.MANIFEST, said | {"files": files.hashes(staging)})
     return found
@@ -51,7 +52,7 @@ def write(job: Job, *, format: str, **options: Any) -> dict[str, Any]:
     refuse(job.model, format, options)
     with files.staged(job.folder) as staging:
         found: dict[str, Any] = exporter(format)(
-            Job(job.model, staging, job.progress, job.calibration, job.seed), **options
+            Job(job.model, staging, job.progress, job.calibration, job.seed), **arguments(options)
         )
     return found
 
@@ -59,7 +60,7 @@ def write(job: Job, *, format: str, **options: Any) -> dict[str, Any]:
 def refuse(model: Model, format: str, options: Mapping[str, Any]) -> None:
     """PruneError when the format or an option does not exist or cannot carry the model; reads no weights."""
     check_options(exporter(format), options, of=f"format {format}")
-    reason = _module(format).check(model, **options)
+    reason = _module(format).check(model, **arguments(options))
     if reason:
         raise PruneError(reason, where="format")
 

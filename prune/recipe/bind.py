@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from prune.document import At, Document, parse_value, spell
 from prune.errors import PruneError, unknown
+from prune.options import spelt
 
 Where = Callable[..., str]
 _HANDED = ("run", "job")  # what steps and formats are handed, beside their options
@@ -56,7 +57,7 @@ def options(function: Callable, given: object = None) -> dict[str, Option]:
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     own = {
-        p.name: Option(p.name, hints[p.name], p.default, p.default is inspect.Parameter.empty)
+        spelt(p.name): Option(spelt(p.name), hints[p.name], p.default, p.default is inspect.Parameter.empty)
         for p in parameters
         if p.name not in _HANDED and p.kind is not p.VAR_KEYWORD
     }

@@ -52,6 +52,15 @@ def target(model: Model) -> Target:
     raise PruneError(f"gguf cannot carry this {kind}: {'; '.join(reasons)}")
 
 
+def carried(model: Model, architecture: Architecture) -> Target:
+    """The model as this architecture states it. Raises PruneError with what stands in the way; reads no weights."""
+    kind = model.config.model_type.removeprefix(PREFIX)
+    reason = _reason(model, architecture) if architecture in CARRIERS.get(kind, ()) else "it computes something else"
+    if reason:
+        raise PruneError(f"{architecture.name} cannot carry this {kind}: {reason}")
+    return _target(model, architecture)
+
+
 def layers(model: Model) -> list[Layer]:
     """Every layer's sizes, from its tensors' shapes; 0 for what a layer lacks."""
     sizes = [model.sizes(layer) for layer in range(model.numbers["layers"])]

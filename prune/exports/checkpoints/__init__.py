@@ -1,0 +1,1 @@
+"""Checkpoints of models whose layers differ, in forms that load without prune."""
