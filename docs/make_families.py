@@ -42,7 +42,8 @@ Every family also has a form whose layers differ (`scope: global`), except where
 are written with the names and the layout that stock transformers writes: experts one by one, ViT's under older names.
 
 Any other network (ResNet, MobileNet, ConvNeXt, a module of your own) is cut by tracing: [any network](any-network.md).
-`prune inspect` says of an unknown model what is missing. A transformers family that is missing: [adding a family](adding-a-family.md).
+`prune inspect` says of an unknown model what is missing; a family of your own is one file
+([adding a family](adding-a-family.md)).
 """
 
 
