@@ -44,6 +44,19 @@ are written with the names and the layout that stock transformers writes: expert
 Any other network (ResNet, MobileNet, ConvNeXt, a module of your own) is cut by tracing: [any network](any-network.md).
 `prune inspect` says of an unknown model what is missing; a family of your own is one file
 ([adding a family](adding-a-family.md)).
+
+## Trained networks
+
+What `tests/remove/test_real.py` finds of trained checkpoints, nothing trained after the cut; random is a mean over seeds.
+
+| network | removed | criterion | before | after | at random |
+| --- | --- | --- | --- | --- | --- |
+| GPT-2 that sorts six digits, all 729 inputs right | 25 % of channels | Wanda | 100 % | 100 % | 99.7 % |
+| BERT classifier of Korean reviews, 1,300 held out | 25 % of channels | Wanda | 82.7 % | 82.8 % | 82.7 % |
+| the same, KL divergence of what it says | 25 % of channels | Wanda | 0 | 0.00007 | 0.00041 |
+| ResNet-20, CIFAR-10, 600 held out | 25 % of channels | Taylor | 86.2 % | 75.7 % | 62.3 % |
+| ResNet-56, CIFAR-10, 600 held out | 25 % of channels | Taylor | 89.3 % | 84.3 % | 77.9 % |
+| Mixtral with four equal experts | 2 of 4 experts | REAP, frequency | | equal logits | |
 """
 
 
