@@ -47,7 +47,7 @@ Any other network (ResNet, MobileNet, ConvNeXt, a module of your own) is cut by 
 
 ## Trained networks
 
-What `tests/remove/test_real.py` finds of trained checkpoints, nothing trained after the cut; random is a mean over seeds.
+What `tests/remove/test_real.py` finds of trained checkpoints, not trained after the cut; random is a mean over seeds.
 
 | network | removed | criterion | before | after | at random |
 | --- | --- | --- | --- | --- | --- |
