@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from prune.remove.prove import prove as prove
     from prune.remove.score import score as score
     from prune.remove.traced import trace as trace
+    from prune.synthesis.synthesize import synthesize as synthesize
 
 _HOMES = {
     "PruneError": "prune.errors",
@@ -70,6 +71,7 @@ _HOMES = {
     "prove": "prune.remove.prove",
     "save": "prune.model.save",
     "score": "prune.remove.score",
+    "synthesize": "prune.synthesis.synthesize",
     "trace": "prune.remove.traced",
     "verify": "prune.files",
     "walk": "prune.model.walk",

@@ -31,6 +31,7 @@ FLOORS = {
     "exports": 5,
     "run": 5,
     "report": 5,
+    "synthesis": 5,
     "rehearsal": 6,
     "steps": 6,
     "recipe": 7,

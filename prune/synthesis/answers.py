@@ -1,0 +1,123 @@
+"""What was asked and answered, line by line on the disk: whatever stops a run, nothing answered is asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from prune.errors import PruneError
+from prune.synthesis.writers.writer import Reply, Request, Writer
+
+SECONDS = 1.0  # between two flushes to the disk: a kill loses nothing, a power cut at most what came since
+
+
+class Answers:
+    """A writer with a memory. The memory is a file that only grows; where each answer stands is a table on the disk."""
+
+    def __init__(self, path: Path, index: sqlite3.Connection, writer: Writer):
+        self.asked = 0  # of this process
+        self.writer = writer
+        self._file = path.open("ab")
+        self._reader = path.open("rb")
+        self._index = index
+        self._flushed = time.monotonic()
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies, in order; only what was never answered is asked. The same request twice is asked once."""
+        keys = [self._key(request) for request in requests]
+        once = dict(zip(keys, requests, strict=True))
+        order = list(once)
+        wanted = frozenset(place for place, key in enumerate(order) if self._place(key) is None)
+        try:
+            for place, reply in self.writer.answer(list(once.values()), wanted) if wanted else ():
+                self.asked += 1
+                self._keep(order[place], reply)
+        finally:
+            self._flush()
+        return [self._recall(key) for key in keys]
+
+    def _key(self, request: Request) -> bytes:
+        said = [self.writer.identity, request.prompt, request.tokens, request.temperature, request.seed]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
+
+    def _keep(self, key: bytes, reply: Reply) -> None:
+        place = self._file.tell()
+        line = json.dumps({"key": key.hex(), **asdict(reply)}, ensure_ascii=False)
+        self._file.write(line.encode("utf-8", "replace") + b"\n")
+        self._file.flush()
+        self._index.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, place))
+        if time.monotonic() - self._flushed > SECONDS:
+            self._flush()
+
+    def close(self) -> None:
+        """Puts everything on the disk and lets go of the file."""
+        self._flush()
+        self._file.close()
+        self._reader.close()
+
+    def _flush(self) -> None:
+        os.fsync(self._file.fileno())
+        self._flushed = time.monotonic()
+
+    def _place(self, key: bytes) -> int | None:
+        row = self._index.execute("SELECT place FROM answers WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def _recall(self, key: bytes) -> Reply:
+        place = self._place(key)
+        assert place is not None, key.hex()
+        self._reader.seek(place)
+        found = _parsed(self._reader.readline())
+        assert found and found[0] == key, key.hex()
+        return found[1]
+
+
+@contextmanager
+def opened(path: Path, index: sqlite3.Connection, writer: Writer) -> Iterator[Answers]:
+    """The answers in a file, made where it is missing. A last line that a kill has torn is cut off.
+
+    PruneError when it cannot be written or holds something else.
+    """
+    index.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, place INTEGER) WITHOUT ROWID")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        _learn(path, index)
+        answers = Answers(path, index, writer)
+    except OSError as error:
+        raise PruneError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    try:
+        yield answers
+    finally:
+        answers.close()
+
+
+def _learn(path: Path, index: sqlite3.Connection) -> None:
+    """Where each answer stands. Lines that are damaged are passed over, and so asked again."""
+    place = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            found = _parsed(line)
+            if place == 0 and found is None:
+                raise PruneError("holds something other than answers; choose another file", where=str(path))
+            if found:
+                index.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (found[0], place))
+            place += len(line)
+    os.truncate(path, place)
+
+
+def _parsed(line: bytes) -> tuple[bytes, Reply] | None:
+    try:
+        values = json.loads(line)
+        return bytes.fromhex(values.pop("key")), Reply(**values)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

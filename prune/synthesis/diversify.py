@@ -1,0 +1,143 @@
+"""Diversity: the grid of skill and difficulty, topics and subtopics, task kinds and formats for its emptiest cells."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prune.errors import unknown
+from prune.synthesis.evolve import Draft, number
+from prune.synthesis.items import Item
+from prune.synthesis.languages import Language, fill
+from prune.synthesis.settings import Diversify
+
+EXAMPLES = 8  # seeds of a skill that may be shown for their tone
+LONGEST = 100  # characters of a topic
+
+Ask = Callable[[Sequence[tuple[str, int]]], list[str]]  # (prompt, seed) -> what was said
+
+
+@dataclass
+class Grid:
+    """How many seeds each skill and difficulty has, and a few of each skill, drawn fairly as they come by."""
+
+    cells: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: dict[str, list[Item]] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)
+    difficulties: list[str] = field(default_factory=list)  # in the order in which they were met
+
+    def add(self, item: Item, *, seed: int) -> None:
+        """Counts a seed."""
+        self.cells[item.skill, item.difficulty] += 1
+        if item.difficulty not in self.difficulties:
+            self.difficulties.append(item.difficulty)
+        held = self.examples.setdefault(item.skill, [])
+        self.seen[item.skill] += 1
+        place = number(seed, "example", item.id) % self.seen[item.skill]
+        if len(held) < EXAMPLES:
+            held.append(item)
+        elif place < EXAMPLES:
+            held[place] = item
+
+    def scale(self, given: Sequence[str] = ()) -> list[str]:
+        """The difficulties from low to high: as given, by number where they are numbers, else as they were met."""
+        met = [each for each in self.difficulties if each not in given]
+        with_numbers = all(re.fullmatch(r"\d+(\.\d+)?", each) for each in met)
+        return [*given, *(sorted(met, key=float) if with_numbers else met)]
+
+
+def check(settings: Diversify, language: Language) -> None:
+    """PruneError for kinds and formats that a language's data has not."""
+    choices: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "kind": (settings.kinds, language.kinds),
+        "format": (settings.formats, language.formats),
+    }
+    for name, (asked, known) in choices.items():
+        for each in asked:
+            if each not in known:
+                raise unknown(f"{name} in {language.name}", each, known).at("diversify")
+
+
+def drafts(
+    grid: Grid, settings: Diversify, *, seed: int, ask: Ask, language_of: Callable[[Item], Language]
+) -> Iterator[Draft]:
+    """Drafts of `settings.items` new instructions, for the emptiest cells first."""
+    skills = settings.skills or sorted(grid.examples)
+    difficulties = settings.difficulties or grid.scale()
+    fallback = next(iter(grid.examples.values()))
+    languages = {skill: language_of(grid.examples.get(skill, fallback)[0]) for skill in skills}
+    subjects = _subjects(skills, languages, settings, seed, ask)
+    cells = Counter({(skill, each): grid.cells[skill, each] for skill in skills for each in difficulties})
+    for count in range(settings.items):
+        rng = random.Random(number(seed, "write", count))
+        skill, difficulty = min(cells, key=lambda cell: (cells[cell], number(seed, *cell)))
+        cells[skill, difficulty] += 1
+        example = rng.choice(grid.examples.get(skill, fallback))
+        language = languages[skill]
+        kind, form = _kind(language, settings, rng)
+        topic = rng.choice(subjects[skill])
+        template = language.prompts["write"]
+        prompt = fill(
+            template,
+            skill=skill,
+            difficulty=difficulty,
+            topic=topic,
+            kind=language.kinds[kind]["asks"],
+            format=language.formats[form],
+            example=example.instruction,
+        )
+        item = Item(
+            id=f"new-{count}",
+            seed=example.id,
+            skill=skill,
+            difficulty=difficulty,
+            language=language.name,
+            operations=("write",),
+            topic=topic,
+            kind=kind,
+            format=form,
+        )
+        yield Draft(item, language, None, template, prompt)
+
+
+def _subjects(
+    skills: Sequence[str], languages: Mapping[str, Language], settings: Diversify, seed: int, ask: Ask
+) -> dict[str, list[str]]:
+    """Skill -> its subjects: topics, or their subtopics. A skill of which nothing was said is its own subject."""
+    asked = [
+        (fill(languages[skill].prompts["topics"], skill=skill, count=settings.topics), number(seed, "topics", skill))
+        for skill in skills
+    ]
+    topics = {skill: lines(said, settings.topics) or [skill] for skill, said in zip(skills, ask(asked), strict=True)}
+    if not settings.subtopics:
+        return topics
+    pairs = [(skill, topic) for skill in skills for topic in topics[skill]]
+    asked = [
+        (
+            fill(languages[skill].prompts["subtopics"], skill=skill, topic=topic, count=settings.subtopics),
+            number(seed, "subtopics", skill, topic),
+        )
+        for skill, topic in pairs
+    ]
+    found: dict[str, list[str]] = {skill: [] for skill in skills}
+    for (skill, topic), said in zip(pairs, ask(asked), strict=True):
+        found[skill] += [f"{topic}: {narrow}" for narrow in lines(said, settings.subtopics)] or [topic]
+    return found
+
+
+def _kind(language: Language, settings: Diversify, rng: random.Random) -> tuple[str, str]:
+    """A task kind and a format that fit each other; any format asked for where none of them fits the kind."""
+    kind = rng.choice(settings.kinds or list(language.kinds))
+    fitting = language.kinds[kind]["formats"]
+    forms = [each for each in fitting if each in settings.formats] if settings.formats else fitting
+    return kind, rng.choice(forms or settings.formats)
+
+
+def lines(reply: str, most: int) -> list[str]:
+    """The lines of a list, each once, without their numbers and bullets."""
+    plain = [re.sub(r"^\s*(?:[-*•·]|\d+[.):])\s*", "", line).strip(" \"'.") for line in reply.splitlines()]
+    return list(dict.fromkeys(line for line in plain if 1 < len(line) <= LONGEST))[:most]

@@ -1,0 +1,83 @@
+"""The report page: one file that loads nothing, from the record and a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prune.synthesis.items import RULES, Item
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 420, 180, 40, 24  # of a chart, in pixels
+MEANINGS = {
+    "leaked": "the template leaked",
+    "meaningless": "punctuation, stop words or repetition",
+    "similar": "near-duplicate of one kept",
+    "same": "no information gained",
+    "pleads": "the writer pleads that it is hard",
+    "copied": "the answer copies the instruction",
+}
+
+
+def page(record: Mapping[str, Any], examples: Mapping[str, Sequence[tuple[Item, str]]]) -> str:
+    """The page as HTML. Everything that a model or a user wrote is escaped, and nothing on it may run."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    rounds = record["rounds"]
+    numbers = [each["round"] for each in rounds]
+    growth = [
+        chart(numbers, {"instruction": [r["words"] for r in rounds], "answer": [r["answer_words"] for r in rounds]}),
+        chart(numbers, {"before": [r["difficulty"][0] for r in rounds], "after": [r["difficulty"][1] for r in rounds]}),
+    ]
+    return environment.get_template("page.html").render(
+        record=record,
+        rules=[rule for rule in RULES if record["rejected"].get(rule)],
+        meanings=MEANINGS,
+        operations=operations(rounds),
+        growth=dict(zip(("words", "difficulty"), growth, strict=True)),
+        examples=examples,
+        shade=shade,
+    )
+
+
+def operations(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+    """Each operation with how often it was tried, and kept."""
+    names = list(dict.fromkeys(name for each in rounds for name in each["operations"]))
+    counts = [[each["operations"].get(name, [0, 0]) for each in rounds] for name in names]
+    return [
+        (name, sum(tried for tried, _ in found), sum(kept for _, kept in found))
+        for name, found in zip(names, counts, strict=True)
+    ]
+
+
+def chart(numbers: Sequence[int], series: Mapping[str, Sequence[float | None]]) -> dict[str, Any] | None:
+    """A line chart as points of an SVG; None where nothing was measured."""
+    known = [value for values in series.values() for value in values if value is not None]
+    if not known:
+        return None
+    top = max(max(known) * 1.1, 1.0)
+    span = max(len(numbers) - 1, 1)
+
+    def point(place: int, value: float) -> tuple[float, float, float]:
+        x = LEFT + place / span * (WIDTH - LEFT - 20)
+        return round(x, 1), round((HEIGHT - BOTTOM) * (1 - value / top) + 8, 1), value
+
+    lines = {
+        name: [point(place, value) for place, value in enumerate(values) if value is not None]
+        for name, values in series.items()
+    }
+    ticks = [(round((HEIGHT - BOTTOM) * (1 - share) + 8, 1), f"{top * share:.3g}") for share in (0, 0.5, 1)]
+    rounds = [(point(place, 0)[0], number) for place, number in enumerate(numbers)]
+    return {"lines": lines, "ticks": ticks, "rounds": rounds, "width": WIDTH, "height": HEIGHT + 20, "left": LEFT}
+
+
+def shade(count: int, most: int) -> int:
+    """One of nine shades for a count: 0 for nothing, 8 for the most."""
+    return 0 if not count else 1 + round(7 * count / max(most, 1))

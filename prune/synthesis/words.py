@@ -1,0 +1,48 @@
+"""Texts as words and shingles: how the rules compare them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+SHINGLE = 5  # characters
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+
+def normal(text: str) -> str:
+    """Letters of one width and case, with single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, normalised. In Korean they are the 어절, which spaces part."""
+    return _WORD.findall(normal(text))
+
+
+def length(text: str) -> int:
+    """How many words a text has."""
+    return len(words(text))
+
+
+def shingles(text: str) -> set[str]:
+    """Every run of 5 characters of the normalised text; the whole text where it is shorter."""
+    plain = normal(text)
+    return {plain[start : start + SHINGLE] for start in range(max(len(plain) - SHINGLE, 0) + 1)}
+
+
+def overlap(one: set[str], other: set[str]) -> float:
+    """Jaccard's index: the share of all shingles that both have."""
+    return len(one & other) / len(one | other) if one or other else 1.0
+
+
+def run_in_common(text: str, template: str, size: int) -> str | None:
+    """The first run of `size` words that a text shares with a template."""
+    said = words(text)
+    runs = {tuple(found[start : start + size]) for found in _pieces(template) for start in range(len(found) - size + 1)}
+    found = (tuple(said[start : start + size]) for start in range(len(said) - size + 1))
+    return next((" ".join(run) for run in found if run in runs), None)
+
+
+def _pieces(template: str) -> list[list[str]]:
+    """The words of a template between the places that are filled."""
+    return [words(piece) for piece in re.split(r"\{\w+\}", template)]

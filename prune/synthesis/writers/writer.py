@@ -1,0 +1,55 @@
+"""What a writer is: something that answers prompts, some at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt: at most `tokens` new ones; `temperature` 0 takes the likeliest. `seed` makes what is drawn repeat."""
+
+    prompt: str
+    tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was said, and what it took. `truncated` when it was still speaking as its tokens ran out."""
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    truncated: bool = False
+
+
+Replies = Iterator[tuple[int, Reply]]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """`answer(requests, wanted)` gives (position, reply) for each wanted position, in any order, as they come.
+
+    It is given all requests so that what is computed together does not depend on which are answered already.
+    `identity` is what another writer of the same name would differ in; the same request to the same identity is asked
+    once. `prices` are money per million tokens, of prompts and of replies.
+    """
+
+    name: str
+    identity: Any
+    answer: Callable[[Sequence[Request], frozenset[int]], Replies]
+    prices: tuple[float, float] = (0.0, 0.0)
+
+    def money(self, reply: Reply) -> float:
+        """What a reply cost."""
+        prompt, said = self.prices
+        return (prompt * reply.prompt_tokens + said * reply.tokens) / 1e6
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has where nobody says: three bytes each, which is rather too many."""
+    return len(text.encode()) // 3 + 1
