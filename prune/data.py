@@ -119,17 +119,6 @@ def windows(
     return _stacked(rows, length, batch_size, fill=tokenizer.pad_token_id or 0)
 
 
-def rows(source: str | Path, *, split: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a local .jsonl, .json or .parquet file or of a Hub dataset ("train"), in their own order.
-
-    A file is read as the rows are asked for. Raises PruneError where the source cannot be read.
-    """
-    check(source, split=split)
-    if _kind(source) not in ("file", "hub"):
-        raise PruneError("has no rows; give a file or a Hub dataset", where=_label(source))
-    return _file_rows(_path(source)) if is_file(source) else _hub_rows(str(source), split or "train", False, None)
-
-
 def longest_stride(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
     """The new tokens in a window of `length`: all but one of context, and the beginning token where there is one."""
     return length - len(_opening(tokenizer)) - 1

@@ -66,7 +66,7 @@ def _checked(source: str | Path) -> Path:
 def _rows(source: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
     """Each row, and where it stands."""
     if not _is_file(source):
-        yield from ((f"{source} row {n}", row) for n, row in enumerate(data.rows(source, split=split)))
+        yield from ((f"{source} row {n}", row) for n, row in enumerate(data.rows(source, split=split or "train")))
         return
     path = _checked(source)
     if split:
