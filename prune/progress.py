@@ -39,7 +39,7 @@ class Progress:
     def track(self, description: str, total: int | None = None) -> Iterator[Advance]:
         """A bar for the length of the block, which gets the function that moves it; a bar inside a bar is silent."""
         if self.quiet or self._bar_is_up:
-            yield _nothing
+            yield nothing
             return
         self._bar_is_up = True
         try:
@@ -69,7 +69,7 @@ def _console(stream: TextIO):  # type: ignore[no-untyped-def]  # rich is slow to
     return Console(file=stream)
 
 
-def _nothing(count: int = 1) -> None:
+def nothing(count: int = 1) -> None:
     """An advance that shows nothing."""
 
 

@@ -23,6 +23,7 @@ from prune import files
 from prune.errors import PruneError
 from prune.exports import parity
 from prune.exports.job import Job
+from prune.model.caching import cache_argument
 from prune.model.model import Model
 from prune.model.save import load
 from prune.progress import Progress
@@ -89,14 +90,9 @@ def check(model: Model, **_: Any) -> str | None:
     return _refusal(model.architecture, model.config)
 
 
-def _cache_argument(model: Any) -> str:
-    """What a forward calls its key-value cache: transformers renamed it in 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
 def _refusal(architecture: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
     name, taken = architecture.__name__, inspect.signature(architecture.forward).parameters
-    if not {"input_ids", "attention_mask"} <= set(taken) or _cache_argument(architecture) not in taken:
+    if not {"input_ids", "attention_mask"} <= set(taken) or cache_argument(architecture) not in taken:
         return f"onnx carries models with a key-value cache, and {name}'s forward takes none"
     if config.is_encoder_decoder:
         return f"onnx carries decoders alone, and {name} is an encoder with a decoder"
@@ -135,7 +131,7 @@ class _Flat(nn.Module):
         pairs = dict(zip(self.layers, zip(past[::2], past[1::2], strict=True), strict=True))
         # A layer without attention holds nothing, but has its place in the cache.
         cache = DynamicCache([pairs.get(layer, (None, None)) for layer in range(max(self.layers) + 1)])
-        output = self.model(**tokens, **{_cache_argument(self.model): cache}, use_cache=True)
+        output = self.model(**tokens, **{cache_argument(self.model): cache}, use_cache=True)
         present: Any = [cache.layers[layer] for layer in self.layers]
         return [output.logits, *chain.from_iterable((layer.keys, layer.values) for layer in present)]
 
@@ -144,7 +140,7 @@ class _Flat(nn.Module):
 def _cached_layers(model: PreTrainedModel) -> Layers:
     """Which layers keep keys and values, and of what shapes: read from a forward pass, since configs may not say."""
     cache = DynamicCache()
-    model(input_ids=torch.zeros(1, 2, dtype=torch.long), **{_cache_argument(model): cache}, use_cache=True)
+    model(input_ids=torch.zeros(1, 2, dtype=torch.long), **{cache_argument(model): cache}, use_cache=True)
     found: Layers = {}
     for index, layer in enumerate(cache.layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
