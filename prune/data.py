@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prune.errors import PruneError, unknown
 
@@ -25,9 +25,26 @@ Row = tuple[list[int], list[int]]  # the ids and the labels of one window
 
 PYTHON_DOCS = "python-docs"
 SPLITS = ("train", "heldout")  # of python-docs
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+DOCUMENTS = ("joined", "separate")  # how windows treat the bounds between documents
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
+HEADING = re.compile(r" = [^=].* = \n?")  # of an article of WikiText, whose rows are paragraphs
+
+
+class Known(NamedTuple):
+    """A Hub dataset that has a name of its own here: where it is, its evaluation split, and how it is read."""
+
+    source: str
+    split: str
+    streaming: bool = False
+    samples: int | None = None  # windows to evaluate on where none are asked for
+
+
+KNOWN = {
+    "wikitext": Known("Salesforce/wikitext:wikitext-2-raw-v1", "test"),
+    "c4": Known("allenai/c4:en", "validation", streaming=True, samples=256),
+}
 IGNORED = -100  # the label that losses leave out
 SECTION = 8  # characters of a section per token of a window: about two windows, so that samples come from many places
 BUFFER = 10_000  # sections held for shuffling
@@ -47,8 +64,8 @@ def batches(
 ) -> list[dict[str, Tensor]]:
     """`samples` windows of `length` tokens, drawn at random and the same for the same seed.
 
-    `source` is "python-docs", a local .txt, .jsonl, .json or .parquet file, a Hub dataset as `owner/name`,
-    `owner/name:config` or either with `@revision`, or a list of texts. `split` is for python-docs and the Hub
+    `source` is "python-docs", a local .txt, .jsonl, .json, .parquet or .csv file, "wikitext" or "c4" from the Hub, any
+    other Hub dataset as `owner/name`, `owner/name:config` or either with `@revision`, or a list of texts. `split` is for python-docs and the Hub
     ("train"), `streaming` for the Hub. Long documents are cut into sections; sections are shuffled (through a buffer
     where there are very many), joined with the end token and cut into windows, which open with the beginning token
     where the tokenizer itself adds one.
@@ -87,36 +104,50 @@ def windows(
     batch_size: int = 8,
     field: str = "text",
     split: str | None = None,
+    documents: str = "joined",
+    streaming: bool = False,
 ) -> list[dict[str, Tensor]]:
     """The whole text as windows for evaluation: every token is a label exactly once, at a position that is predicted.
 
-    Documents stand in their own order, joined with the end token. The text opens with one such token (or the
-    beginning one) that is only seen, never a label. Each window after the first has `stride` new tokens (default: all
-    but one) after context whose labels are -100. The last one is padded: attention_mask 0, labels -100. `samples` is
-    the most windows to give; `split` is for python-docs ("heldout") and the Hub ("test"). Source, shapes and errors are
-    those of `batches`.
+    Documents stand in their own order. `joined`, they are one text with the end token between them, which is a label
+    too, and a window may look back into the document before; `separate`, each has windows of its own and sees nothing
+    of the others. A text opens with one such token (or the beginning one) that is only seen, never a label. Each window
+    after the first of a text has `stride` new tokens (default: all but one) after context whose labels are -100. The
+    last one is padded: attention_mask 0, labels -100. `samples` is the most windows to give; `split` is for python-docs
+    ("heldout") and the Hub ("test"). Source, shapes and errors are those of `batches`.
     """
     check(source, split=split)
     stride = check_windows(tokenizer, length=length, stride=stride, samples=samples)
     _at_least(1, batch_size=batch_size)
+    if documents not in DOCUMENTS:
+        raise unknown("way to treat documents", documents, DOCUMENTS)
+    samples = samples or (_known(source).samples if _is_known(source) else None)
     opening = _opening(tokenizer)
     body = length - len(opening)  # tokens of the text in a window
-    texts = _documents(source, split or _evaluation_split(source), field, False, None)
+    texts = _documents(source, split or _evaluation_split(source), field, streaming, None)
     most = None if samples is None else body + (samples - 1) * stride
     # The first token of all needs one before it to be predicted from.
     before = [] if opening else _separator(tokenizer)
-    tokens = list(islice(chain(before, _joined(texts, tokenizer)), most))
+    together = [texts] if documents == "joined" else ([text] for text in texts)
     rows: list[Row] = []
-    counted = 0 if opening else 1
+    for own in together:
+        tokens = list(islice(chain(before, _joined(own, tokenizer)), most))
+        rows += _strided(tokens, opening, body, stride, counted=0 if opening else 1)
+        if samples is not None and len(rows) >= samples:
+            break
+    if not rows:
+        raise PruneError("gives no windows: it holds no text", where=_label(source))
+    return _stacked(rows[:samples], length, batch_size, fill=tokenizer.pad_token_id or 0)
+
+
+def _strided(tokens: list[int], opening: list[int], body: int, stride: int, *, counted: int) -> Iterator[Row]:
+    """One text's windows; its first `counted` tokens are never labels."""
     while counted < len(tokens):
         begin = max(0, counted - (body - stride))
         new = tokens[counted : begin + body]
         labels = [IGNORED] * (len(opening) + counted - begin) + new
-        rows.append((opening + tokens[begin:counted] + new, labels))
+        yield opening + tokens[begin:counted] + new, labels
         counted += len(new)
-    if not rows:
-        raise PruneError("gives no windows: it holds no text", where=_label(source))
-    return _stacked(rows, length, batch_size, fill=tokenizer.pad_token_id or 0)
 
 
 def longest_stride(tokenizer: PreTrainedTokenizerBase, length: int) -> int:
@@ -169,7 +200,7 @@ def check(source: Source, *, split: str | None = None) -> None:
 
 def describe(source: Source, *, split: str | None = None, field: str = "text") -> dict[str, str]:
     """What stands in reports: `data`, and where the source has them `split` (the one `windows` takes) and `field`."""
-    kind, found = _kind(source), {"data": _label(source)}
+    kind, found = _kind(source), {"data": _known(source).source if _is_known(source) else _label(source)}
     if kind in ("python-docs", "hub"):
         found["split"] = split or _evaluation_split(source)
     if kind == "hub" or (kind == "file" and _path(source).suffix.lower() != ".txt"):
@@ -185,6 +216,7 @@ def fingerprint(source: Source, *, split: str | None = None) -> str:
     check(source, split=split)
     kind = _kind(source)
     if kind == "hub":
+        source = _known(source).source if _is_known(source) else source
         return f"{source}{'' if '@' in str(source) else '@main'}{f'#{split}' if split else ''}"
     if kind == "file":
         try:
@@ -200,7 +232,17 @@ def fingerprint(source: Source, *, split: str | None = None) -> str:
     return hashlib.sha256(every.encode()).hexdigest()
 
 
+def _is_known(source: Source) -> bool:
+    return isinstance(source, str) and source in KNOWN
+
+
+def _known(source: Source) -> Known:
+    return KNOWN[str(source)]
+
+
 def _evaluation_split(source: Source) -> str:
+    if _is_known(source):
+        return _known(source).split
     return "heldout" if source == PYTHON_DOCS else "test"
 
 
@@ -210,6 +252,8 @@ def _kind(source: Source) -> str:
         return "memory"
     if source == PYTHON_DOCS:
         return "python-docs"
+    if source in KNOWN:
+        return "hub"
     path, name = _path(source), str(source)
     # "data/corpus" is a file that is missing where there is a folder "data", and a Hub id elsewhere.
     beside = path.parent != Path() and path.parent.is_dir()
@@ -217,7 +261,7 @@ def _kind(source: Source) -> str:
         return "file"
     if HUB_ID.fullmatch(name):
         return "hub"
-    raise unknown("data", name, (PYTHON_DOCS, f"a local file ({', '.join(READERS)})", "a Hub dataset as owner/name"))
+    raise unknown("data", name, (PYTHON_DOCS, *KNOWN, f"a local file ({', '.join(READERS)})", "a Hub dataset as owner/name"))
 
 
 def _label(source: Source) -> str:
@@ -253,8 +297,23 @@ def _documents(source: Source, split: str, field: str, streaming: bool, rng: ran
     elif kind == "file":
         texts = _column(_file_rows(_path(source)), field, _label(source))
     else:
-        texts = _column(_hub_rows(str(source), split, streaming, rng), field, _label(source))
+        known = KNOWN.get(str(source), Known(str(source), split, streaming))
+        order = None if source == "wikitext" else rng  # whose rows are lines of articles, to be kept together
+        texts = _column(_hub_rows(known.source, split, streaming or known.streaming, order), field, _label(source))
+        if source == "wikitext":
+            texts = _shuffled(_articles(texts), rng, BUFFER) if rng else _articles(texts)
     return (text for text in texts if text.strip())
+
+
+def _articles(paragraphs: Iterable[str]) -> Iterator[str]:
+    """The articles of WikiText, whose rows are lines: a title opens each."""
+    lines: list[str] = []
+    for line in paragraphs:
+        if HEADING.fullmatch(line) and lines:
+            yield "".join(lines)
+            lines = []
+        lines.append(line)
+    yield "".join(lines)
 
 
 def _python_docs(split: str, rng: random.Random | None) -> Iterator[str]:

@@ -24,6 +24,7 @@ from prune.errors import PruneError
 from prune.exports import parity
 from prune.exports.job import Job
 from prune.model.caching import cache_argument
+from prune.model.graph import positions
 from prune.model.model import Model
 from prune.model.save import load
 from prune.progress import Progress
@@ -186,7 +187,7 @@ def _sample(model: PreTrainedModel, layers: Layers) -> tuple[dict[str, Tensor], 
     mask = torch.ones(batch, past + new, dtype=torch.long)
     tokens = {"input_ids": torch.zeros(batch, new, dtype=torch.long), "attention_mask": mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        tokens["position_ids"] = parity.positions(mask)[:, past:]
+        tokens["position_ids"] = positions(mask)[:, past:]
     return tokens, [torch.zeros(batch, heads, past, width) for heads, width in chain.from_iterable(layers.values())]
 
 

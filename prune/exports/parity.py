@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from prune.errors import PruneError
+from prune.model.graph import open_graph, positions, run_graph
 from prune.progress import Advance
 
 BATCHES, LENGTHS, NEW_TOKENS = (1, 3), (1, 9, 32), 16
@@ -47,7 +48,7 @@ def compare(path: Path, model: PreTrainedModel, *, tolerance: float, advance: Ad
     tokens differ although PyTorch's logits of the two tokens are further apart than the tolerance explains.
     """
     with _threads(model):
-        session, limit = _session(path), _longest(model)
+        session, limit = open_graph(path), _longest(model)
         worst, points = Worst(-1.0, ""), _grid(limit)
         for point in points:
             worst = max(worst, *_differences(session, model, point), key=_size)
@@ -74,11 +75,6 @@ def rounds(model: PreTrainedModel) -> int:
     return len(_grid(limit)) + len(_prompts(limit))
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position ids (batch, length) as `generate` counts them: attended tokens only, so that padding takes no place."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
 def _refuse_beyond(tolerance: float, worst: Worst) -> None:
     if not worst.difference <= tolerance:  # so that NaN fails too
         raise PruneError(
@@ -101,15 +97,6 @@ def _threads(model: PreTrainedModel) -> Iterator[None]:
 
 def _size(worst: Worst) -> float:
     return float("inf") if worst.difference != worst.difference else worst.difference  # NaN is the worst of all
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _longest(model: PreTrainedModel) -> int:
@@ -140,26 +127,13 @@ def _inputs(model: PreTrainedModel, point: Point) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _run(session: Any, ids: Tensor, mask: Tensor, past: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
-    """Logits (batch, new, vocabulary) and the new cache; `mask` (batch, past + new) covers what is in the cache too."""
-    named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)[:, -ids.shape[1] :]}
-    inputs = session.get_inputs()
-    feeds = {value.name: named[value.name].numpy() for value in inputs if value.name in named}
-    empty = [value for value in inputs if value.name not in named]
-    if past is None:
-        past = [torch.zeros(ids.shape[0], value.shape[1], 0, value.shape[3]).numpy() for value in empty]
-    feeds.update(zip((value.name for value in empty), past, strict=True))
-    logits, *present = session.run(None, feeds)
-    return torch.from_numpy(logits), present
-
-
 @torch.no_grad()
 def _differences(session: Any, model: PreTrainedModel, point: Point) -> Iterator[Worst]:
     """The largest differences in one call and, where there is room, in three: prefill, one token, several tokens."""
     ids, mask = _inputs(model, point)
     places = {"position_ids": positions(mask)} if _has_positions(session) else {}
     expected = model(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
-    found, _ = _run(session, ids, mask)
+    found, _ = run_graph(session, ids, mask)
     yield _worst(expected, found, mask, f"{point}, in one call")
     if point.length >= 3:
         third = point.length // 3
@@ -174,7 +148,7 @@ def _has_positions(session: Any) -> bool:
 def _in_pieces(session: Any, ids: Tensor, mask: Tensor, cuts: list[int]) -> Tensor:
     found, past = [], None
     for start, end in pairwise(cuts):
-        logits, past = _run(session, ids[:, start:end], mask[:, :end], past)
+        logits, past = run_graph(session, ids[:, start:end], mask[:, :end], past)
         found.append(logits)
     return torch.cat(found, dim=1)
 
@@ -198,7 +172,7 @@ def _greedy(session: Any, model: PreTrainedModel, point: Point, new: int, tolera
     tokens, logits = _generated(model, ids, mask, new)
     notes, past, equal = [], None, 0
     for step in range(new):
-        mine, past = _run(session, ids, mask, past)
+        mine, past = run_graph(session, ids, mask, past)
         for row, (theirs, ours) in enumerate(zip(tokens[:, step], mine[:, -1].argmax(-1), strict=True)):
             gap = ((logits[step][row, theirs] - logits[step][row, ours]) / logits[step][row].abs().max()).item()
             place = f"{point}: row {row}, new token {step}"

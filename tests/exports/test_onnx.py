@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import prune
 from prune.errors import PruneError, unknown
 from prune.exports import formats, onnx, parity
+from prune.model.graph import positions
 from tests import zoo
 from tests.tiny import tiny_model, token_ids
 
@@ -188,10 +189,10 @@ def test_greedy_tokens_may_differ_only_in_a_near_tie(monkeypatch: pytest.MonkeyP
 
     def nudged(_: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any = None) -> tuple[torch.Tensor, Any]:
         seen = ids if past is None else torch.cat([past, ids], dim=1)
-        output = model(input_ids=seen, attention_mask=mask, position_ids=parity.positions(mask))
+        output = model(input_ids=seen, attention_mask=mask, position_ids=positions(mask))
         return output.logits + nudge, seen
 
-    monkeypatch.setattr(parity, "_run", nudged)
+    monkeypatch.setattr(parity, "run_graph", nudged)
     nudge[1::2] = 1e-5  # the other of each pair
     equal, notes = parity._greedy(None, model, point, 4, 1e-4)
     assert (equal, len(notes)) == (0, 8)
