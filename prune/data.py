@@ -65,10 +65,10 @@ def batches(
     """`samples` windows of `length` tokens, drawn at random and the same for the same seed.
 
     `source` is "python-docs", a local .txt, .jsonl, .json, .parquet or .csv file, "wikitext" or "c4" from the Hub, any
-    other Hub dataset as `owner/name`, `owner/name:config` or either with `@revision`, or a list of texts. `split` is for python-docs and the Hub
-    ("train"), `streaming` for the Hub. Long documents are cut into sections; sections are shuffled (through a buffer
-    where there are very many), joined with the end token and cut into windows, which open with the beginning token
-    where the tokenizer itself adds one.
+    other Hub dataset as `owner/name`, `owner/name:config` or either with `@revision`, or a list of texts. `split` is
+    for python-docs and the Hub ("train"), `streaming` for the Hub. Long documents are cut into sections; sections are
+    shuffled (through a buffer where there are very many), joined with the end token and cut into windows, which open
+    with the beginning token where the tokenizer itself adds one.
 
     Returns input_ids, attention_mask and labels of shape (batch, length), int64; the last batch may be smaller.
     Raises PruneError where the source cannot be read or has too little text.
@@ -261,7 +261,9 @@ def _kind(source: Source) -> str:
         return "file"
     if HUB_ID.fullmatch(name):
         return "hub"
-    raise unknown("data", name, (PYTHON_DOCS, *KNOWN, f"a local file ({', '.join(READERS)})", "a Hub dataset as owner/name"))
+    raise unknown(
+        "data", name, (PYTHON_DOCS, *KNOWN, f"a local file ({', '.join(READERS)})", "a Hub dataset as owner/name")
+    )
 
 
 def _label(source: Source) -> str:

@@ -214,7 +214,7 @@ BROKEN = {
     "missing.txt": (None, "no such file"),
     "folder": ("/", "is a folder"),
     "empty.jsonl": (b"", "is empty"),
-    "table.csv": (b"text\nhello\n", "'.csv'.*choices: .json, .jsonl, .parquet, .txt"),
+    "table.tsv": (b"text\nhello\n", "'.tsv'.*choices: .csv, .json, .jsonl, .parquet, .txt"),
     "nofield.jsonl": (b'{"texts": "a", "id": 1}\n', "'text'.*did you mean 'texts'.*choices: id, texts"),
     "numbers.jsonl": (b'{"text": 5}\n', "field 'text' holds int"),
     "blank.jsonl": (b"\n\n", "gives"),
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path, caplog, name,
 
 
 def test_what_can_be_known_at_once(tmp_path):
-    for name in ("missing.txt", "empty.jsonl", "table.csv"):
+    for name in ("missing.txt", "empty.jsonl", "table.tsv"):
         path = tmp_path / name
         if BROKEN[name][0] is not None:
             path.write_bytes(BROKEN[name][0])
@@ -341,3 +341,81 @@ def test_fingerprints(tmp_path):
     assert len(set(every)) == len(every)
     assert fingerprint("owner/name") == "owner/name@main"
     assert fingerprint(path.rename(tmp_path / "moved.txt")) == every[3]
+
+
+@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize("stride", [None, 3])
+def test_separate_documents_see_nothing_of_each_other(opens, stride):
+    tokenizer = byte_tokenizer(opens=opens)
+    options = {"length": 8, "stride": stride, "documents": "separate", "batch_size": 1}
+    alone = [window for text in TEXTS[:4] for window in windows([text], tokenizer, **options)]
+    found = windows(TEXTS[:4], tokenizer, **options)
+    assert all(same([one], [other]) for one, other in zip(found, alone, strict=True))
+    counted = [label for window in found for label in window["labels"][0].tolist() if label != -100]
+    assert counted == [token for text in TEXTS[:4] for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert same(windows(TEXTS[:4], tokenizer, samples=3, **options), found[:3])
+
+
+def test_documents_are_joined_or_separate():
+    with pytest.raises(PruneError, match="unknown way to treat documents 'seperate'; did you mean 'separate'?"):
+        windows(TEXTS, TOKENIZER, length=8, documents="seperate")
+
+
+WIKITEXT = [
+    "",
+    " = One = \n",
+    "",
+    " first words \n",
+    " = = Part = = \n",
+    " more \n",
+    "",
+    " = Two = \n",
+    " last words \n",
+]
+
+
+def hub(monkeypatch, texts, asked):
+    def load_dataset(*names, **options):
+        asked.append((names, options))
+        whole = datasets.Dataset.from_list([{"text": text} for text in texts])
+        return whole.to_iterable_dataset() if options["streaming"] else whole
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+def test_wikitext_by_name_is_articles(monkeypatch):
+    asked = []
+    hub(monkeypatch, WIKITEXT, asked)
+    articles = ["".join(WIKITEXT[:7]), "".join(WIKITEXT[7:])]
+    found = windows("wikitext", TOKENIZER, length=8)
+    assert asked == [
+        (("Salesforce/wikitext", "wikitext-2-raw-v1"), {"split": "test", "revision": None, "streaming": False})
+    ]
+    assert same(found, windows(articles, TOKENIZER, length=8))
+    assert same(
+        windows("wikitext", TOKENIZER, length=8, documents="separate"),
+        windows(articles, TOKENIZER, length=8, documents="separate"),
+    )
+    assert describe("wikitext") == {
+        "data": "Salesforce/wikitext:wikitext-2-raw-v1",
+        "split": "test",
+        "field": "text",
+    }
+    batches("wikitext", TOKENIZER, samples=1, length=8)
+    assert asked[-1][1]["split"] == "train"
+
+
+def test_c4_by_name_is_streamed_and_bounded(monkeypatch):
+    asked = []
+    hub(monkeypatch, TEXTS * 40, asked)
+    found = windows("c4", TOKENIZER, length=4)
+    assert asked == [(("allenai/c4", "en"), {"split": "validation", "revision": None, "streaming": True})]
+    assert sum(len(batch["input_ids"]) for batch in found) == 256
+    assert same(windows("c4", TOKENIZER, length=4, samples=5), windows(TEXTS, TOKENIZER, length=4, samples=5))
+    assert fingerprint("c4", split="validation") == "allenai/c4:en@main#validation"
+
+
+def test_csv_files(tmp_path):
+    path = tmp_path / "text.csv"
+    path.write_text("text,other\n" + "".join(f'"{text}",1\n' for text in TEXTS[:3]), encoding="utf-8")
+    assert same(windows(path, TOKENIZER, length=8), windows(TEXTS[:3], TOKENIZER, length=8))

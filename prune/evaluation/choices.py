@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -185,8 +184,9 @@ def _prefix(module: PreTrainedModel, rows: list[_Row]) -> tuple[tuple[int, ...],
     """The tokens that all rows open with, and the cache that the model fills with them; None when it cannot serve."""
     if len(rows) < 2:
         return (), None
-    common = tuple(commonprefix([row.tokens for row in rows]))
-    common = common[: min(len(row.tokens) - row.ends for row in rows)]  # what is looked at must be run anew
+    first, last = (choose(row.tokens for row in rows) for choose in (min, max))
+    most = min(len(row.tokens) - row.ends for row in rows)  # what is looked at must be run anew
+    common = first[: next((n for n in range(most) if first[n] != last[n]), most)]
     if len(common) < WORTH:
         return (), None
     ids = torch.tensor([common], device=module.device)
