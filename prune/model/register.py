@@ -37,7 +37,7 @@ def register() -> None:
             slow, fast = _pair(TOKENIZER_MAPPING[stock])
             AutoTokenizer.register(own, slow_tokenizer_class=slow, fast_tokenizer_class=fast, exist_ok=True)
         for auto in (getattr(transformers, auto) for auto in AUTO):
-            for architecture in _classes(auto, stock):
+            for architecture in classes(auto, stock):
                 auto.register(own, model_class(name, architecture), exist_ok=True)
 
 
@@ -45,6 +45,7 @@ def _pair(found: Any) -> tuple[Any, Any]:
     return found if isinstance(found, tuple) else (None, found)
 
 
-def _classes(auto: Any, config: type[PreTrainedConfig]) -> tuple[type[PreTrainedModel], ...]:
+def classes(auto: Any, config: type[PreTrainedConfig]) -> tuple[type[PreTrainedModel], ...]:
+    """The classes that an Auto class takes for a config."""
     found = auto._model_mapping.get(config, ())
     return found if isinstance(found, tuple) else (found,)

@@ -201,7 +201,7 @@ def test_through_a_recipe(tmp_path: Path) -> None:
     steps = [{"export": {"format": "hf", "as": "deci"}}]
     recipe = {"model": "bundled", "output": tmp_path / "out", "steps": steps}
     prune.check(recipe)
-    assert prune.apply(recipe).steps[0]["options"] == {"format": "hf", "as": "deci"}
+    assert prune.apply(recipe).steps[0]["options"] == {"format": "hf", "as": "deci", "code": False}
     assert {"hf/config.json", "hf/configuration_decilm.py", "hf/model.safetensors"} <= set(
         files.names(tmp_path / "out")
     )
