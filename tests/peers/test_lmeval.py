@@ -106,3 +106,20 @@ def test_any_task_by_name(bundled: tuple[PreTrainedModel, Any]) -> None:
     assert {"acc", "acc_norm", "acc_stderr"} <= set(found["arc_easy"])
     assert found["arc_easy"]["questions"] == 3
     assert 0 <= found["arc_easy"]["acc"] <= 1
+
+
+def test_lm_eval_opens_a_folder_whose_layers_differ(tmp_path: Path) -> None:
+    """By its path, as `lm_eval --model_args pretrained=...` does, once prune is imported."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    small = prune.cut(prune.open("bundled"), {"layers.0.heads": [0, 2], "layers.3.channels": list(range(300))})
+    folder = prune.save(small, tmp_path / "small")
+    opened = HFLM(pretrained=str(folder), backend="causal", device="cpu", dtype="float32", batch_size=1)
+    ((theirs, _),) = opened.loglikelihood([Instance("loglikelihood", {}, ("def main", "():\n    return"), 0)])
+    tokenizer, module = small.tokenizer(), prune.load(small, dtype=torch.float32).eval()
+    start, whole = (tokenizer.encode(text) for text in ("def main", "def main():\n    return"))
+    with torch.no_grad():
+        said = module(torch.tensor([whole])).logits[0].log_softmax(-1)
+    ours = sum(float(said[at - 1, whole[at]]) for at in range(len(start), len(whole)))
+    assert theirs == pytest.approx(ours, abs=1e-4)
