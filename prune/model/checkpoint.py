@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prune.errors import PruneError
-from prune.model.tensors import Info, Tensors, finite
+from prune.model.tensors import Info, Tensors, ahead, finite
 
 DTYPES = {
     "F64": torch.float64,
@@ -58,7 +59,11 @@ def read_folder(folder: Path) -> Tensors:
             odd = sorted(set(found) ^ expected)[0]
             raise PruneError(f"the index and the shard disagree about tensor {odd!r}", where=str(path))
         entries.update(found)
-    return Tensors({name: entry.info for name, entry in entries.items()}, lambda name: _read(name, entries[name]))
+    return Tensors(
+        {name: entry.info for name, entry in entries.items()},
+        lambda name: _read(name, entries[name]),
+        lambda name: partial(_read_part, name, entries[name]),
+    )
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -169,13 +174,18 @@ def _regular(folder: Path, name: str) -> Path:
 
 
 def _read(name: str, entry: Entry) -> Tensor:
-    buffer = torch.empty(entry.info.bytes, dtype=torch.uint8)
-    if entry.info.bytes:
+    return _read_part(name, entry, 0, prod(entry.info.shape)).reshape(entry.info.shape)
+
+
+def _read_part(name: str, entry: Entry, start: int, stop: int) -> Tensor:
+    """Entries [start, stop) of a tensor laid out flat."""
+    width = entry.info.dtype.itemsize
+    buffer = torch.empty((stop - start) * width, dtype=torch.uint8)
+    if len(buffer):
         with entry.path.open("rb", buffering=0) as file:
-            file.seek(entry.offset)
+            file.seek(entry.offset + start * width)
             _fill(file, memoryview(buffer.numpy()), entry.path)  # type: ignore[arg-type]
-    tensor = buffer.view(entry.info.dtype).reshape(entry.info.shape)
-    return finite(name, tensor, str(entry.path))
+    return finite(name, buffer.view(entry.info.dtype), str(entry.path))
 
 
 def _fill(file: Any, view: memoryview, path: Path) -> None:
@@ -188,7 +198,7 @@ def _fill(file: Any, view: memoryview, path: Path) -> None:
 
 
 def write_folder(tensors: Tensors, folder: Path, *, shard_bytes: int = 4 * 1024**3) -> dict[str, str]:
-    """Write all tensors as safetensors into `folder`, one tensor in memory at a time; gives file name -> sha256.
+    """Write all tensors as safetensors into `folder`, a few tensors in memory at a time; gives file name -> sha256.
 
     One `model.safetensors`, or shards of at most `shard_bytes` with an index. Files are flushed to disk, not renamed:
     the caller stages the folder.
@@ -247,9 +257,9 @@ def _chunks(tensors: Tensors, names: list[str]) -> Iterator[bytes | memoryview]:
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     yield len(raw).to_bytes(8, "little") + raw
-    for name in order:
+    for name, value in zip(order, ahead(tensors, order), strict=True):
         info = tensors.info[name]
-        tensor = tensors.read(name).detach().cpu().contiguous()
+        tensor = value.detach().cpu().contiguous()
         assert tuple(tensor.shape) == info.shape and tensor.dtype == info.dtype, (name, tensor.shape, info)
         if prod(info.shape):
             yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -31,11 +32,17 @@ def stacks(model: Model) -> list[range]:
 
 def renumbered(model: Model, layers: Sequence[int]) -> dict[int, str]:
     """Kept layer -> the path it has once the others are gone."""
+    return dict(zip(layers, paths(model, layers), strict=True))
+
+
+def paths(model: Model, layers: Sequence[int]) -> list[str]:
+    """The path that each of these layers, in this order and perhaps named twice, has in a model made of them."""
     encoder = model.numbers.get("encoder_layers", 0)
-    first = [layer for layer in layers if layer < encoder]
-    rest = [layer for layer in layers if layer >= encoder]
-    paths = {layer: f"{model.family.encoder}.{new}" for new, layer in enumerate(first)}
-    return {**paths, **{layer: model.family.layer(new) for new, layer in enumerate(rest)}}
+    new = {True: count(), False: count()}
+    return [
+        f"{model.family.encoder}.{next(new[True])}" if layer < encoder else model.family.layer(next(new[False]))
+        for layer in layers
+    ]
 
 
 def shaped(
@@ -70,7 +77,7 @@ def _depth(model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int
     for key in family.per_layer_lists:
         if isinstance(values.get(key), list):
             values[key] = [values[key][i] for i in layers]
-    if len(layers) < model.numbers["layers"]:
+    if list(layers) != list(range(model.numbers["layers"])):
         for key in family.first_layers:
             if isinstance(values.get(key), int):
                 values[key] = sum(1 for layer in layers if layer < values[key])

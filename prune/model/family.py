@@ -123,6 +123,8 @@ class Family:
     returns: int = 0  # how many values a layer returns in a tuple; 0 for a plain tensor
     attention: str = "sdpa"  # how it is computed: what transformers itself picks
     differing: bool = True  # whether there is a form whose layers differ
+    residual: bool = True  # whether a layer only adds to what goes through it, and so may add nothing
+    adds: tuple[str, ...] = ()  # weights in a layer, besides the consumers in `parts`, whose products it adds
     alias: Alias | None = None
     stored: Stored = Stored()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from prune.errors import PruneError
 from prune.model.family import Family, Stored
 from prune.model.model import Model
-from prune.model.tensors import Info, Tensors
+from prune.model.tensors import Info, Part, Tensors
 
 LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # checkpoints of BERT's days
 HELD = 2  # merged tensors held while their experts are written one by one: gate_up_proj and down_proj
@@ -29,7 +29,7 @@ def as_module(tensors: Tensors, family: Family, wanted: Collection[str], prefix:
     """
     names = {_module_name(name, family.stored, wanted, prefix): name for name in tensors.info}
     info = {new: tensors.info[name] for new, name in names.items()}
-    found = Tensors(info, lambda name: tensors.read(names[name]))
+    found = Tensors(info, lambda name: tensors.read(names[name]), lambda name: tensors.parts(names[name]))
     return _stacked(found, _experts(info, family.stored, wanted))
 
 
@@ -77,7 +77,13 @@ def _stacked(tensors: Tensors, merged: Mapping[str, list[list[str]]]) -> Tensors
             return tensors.read(name)
         return torch.stack([torch.cat([tensors.read(piece) for piece in pieces]) for pieces in merged[name]])
 
-    return Tensors(info, read)
+    def flat(name: str) -> Part:
+        if name not in merged:
+            return tensors.parts(name)
+        whole = read(name).reshape(-1)
+        return lambda start, stop: whole[start:stop]
+
+    return Tensors(info, read, flat)
 
 
 def _info(tensors: Tensors, name: str) -> Info:
@@ -110,7 +116,8 @@ def as_stored(model: Model) -> Tensors:
                 new = _stored_name(name.removesuffix(leaf) + piece.format(expert), stored)
                 info[new] = Info((rows, *found.shape[2:]), found.dtype)
                 reads[new] = partial(_expert, held, name, expert, number * rows, rows)
-    return Tensors(info, lambda name: reads[name]())
+    threads = 1 if stored.merged else model.tensors.threads  # what is held for the experts is for one reader
+    return Tensors(info, lambda name: reads[name](), threads=threads)
 
 
 def _expert(read: Callable[[str], Tensor], name: str, expert: int, start: int, rows: int) -> Tensor:

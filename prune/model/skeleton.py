@@ -125,6 +125,8 @@ def check(model: Model) -> Tensors:
     _check_dtypes(model, root, info)
     doubled = [name for name in info if name in ties and ties[name] in info]
     kept = {name: found for name, found in info.items() if name not in doubled}
+    if not doubled:
+        return replace(tensors, info=kept)
     return Tensors(kept, _equal_twins(model, {ties[name]: name for name in doubled}))
 
 
@@ -164,7 +166,7 @@ def _equal_twins(model: Model, twins: dict[str, str]) -> Callable[[str], torch.T
         twins.pop(name, None)
         return tensor
 
-    return read if twins else model.tensors.read
+    return read
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
@@ -10,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prune.errors import PruneError
+
+
+Part = Callable[[int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,17 @@ class Info:
 class Tensors:
     """Names with shapes and dtypes (`info`), and a function that reads one of them onto the CPU (`read`).
 
-    `read` gives a tensor that the caller must not change in place: it may be the user's own.
+    `read` and `parts` give tensors that the caller must not change in place: they may be the user's own.
     """
 
     info: Mapping[str, Info]
     read: Callable[[str], Tensor]
+    flat: Callable[[str], Part] | None = None  # reads a part of a tensor without the rest, where that can be
+    threads: int = 1  # how many tensors may be read at once: more than one where reading is computing
+
+    def parts(self, name: str) -> Part:
+        """A function that reads entries [start, stop) of a tensor laid out flat, in the stored type."""
+        return self.flat(name) if self.flat else _parts_of(self.read(name))
 
     @property
     def parameters(self) -> int:
@@ -59,6 +71,11 @@ class Edit:
     keep: Mapping[int, Tensor]  # dim -> positions
     scale: float | Callable[[], float] = 1.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the original under another name."""
+        return not self.keep and not callable(self.scale) and self.scale == 1.0
+
     def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(self.keep[dim].shape[-1] if dim in self.keep else size for dim, size in enumerate(before))
 
@@ -81,7 +98,20 @@ def edited(tensors: Tensors, edits: Mapping[str, Edit]) -> Tensors:
         name: Info(edit.shape(tensors.info[edit.source].shape), tensors.info[edit.source].dtype)
         for name, edit in edits.items()
     }
-    return Tensors(info, lambda name: edits[name](tensors.read(edits[name].source)))
+
+    def read(name: str) -> Tensor:
+        return edits[name](tensors.read(edits[name].source))
+
+    def flat(name: str) -> Part:
+        edit = edits[name]
+        return tensors.parts(edit.source) if edit.plain else _parts_of(read(name))
+
+    return Tensors(info, read, flat, tensors.threads)
+
+
+def _parts_of(tensor: Tensor) -> Part:
+    entries = tensor.reshape(-1)
+    return lambda start, stop: entries[start:stop]
 
 
 def in_memory(module: nn.Module) -> Tensors:
@@ -102,3 +132,38 @@ def finite(name: str, tensor: Tensor, where: str) -> Tensor:
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
             raise PruneError(f"tensor {name!r} holds NaN or infinity; the checkpoint is damaged", where=where)
     return tensor
+
+
+def ahead(tensors: Tensors, names: Sequence[str]) -> Iterator[Tensor]:
+    """The tensors in order, the next ones read by `tensors.threads` threads while one is being used.
+
+    At most one more than there are threads is held, and of large ones as many as twice the largest takes.
+    """
+    if tensors.threads == 1:
+        yield from map(tensors.read, names)
+        return
+    waiting: deque[tuple[int, Future[Tensor]]] = deque()
+    rest, most = deque(names), 2 * tensors.largest()
+    with _one_thread_each(), ThreadPoolExecutor(tensors.threads) as pool:
+        try:
+            while waiting or rest:
+                while rest and len(waiting) <= tensors.threads:
+                    size = tensors.info[rest[0]].bytes
+                    if waiting and size + sum(held for held, _ in waiting) > most:
+                        break
+                    waiting.append((size, pool.submit(tensors.read, rest.popleft())))
+                yield waiting.popleft()[1].result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """torch's own threads stand back, so that sums do not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
