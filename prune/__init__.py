@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from prune.files import verify as verify
     from prune.inspection import inspect as inspect
     from prune.labels import examples as examples
+    from prune.merging.layers import upscale as upscale
+    from prune.merging.merge import merge as merge
     from prune.model.groups import Group as Group
     from prune.model.groups import Slice as Slice
     from prune.model.groups import groups as groups
@@ -65,6 +67,7 @@ _HOMES = {
     "groups": "prune.model.groups",
     "inspect": "prune.inspection",
     "load": "prune.model.save",
+    "merge": "prune.merging.merge",
     "narrow": "prune.remove.narrow",
     "open": "prune.model.open",
     "perplexity": "prune.evaluation.perplexity",
@@ -73,6 +76,7 @@ _HOMES = {
     "score": "prune.remove.score",
     "synthesize": "prune.synthesis.synthesize",
     "trace": "prune.remove.traced",
+    "upscale": "prune.merging.layers",
     "verify": "prune.files",
     "walk": "prune.model.walk",
     "windows": "prune.data",

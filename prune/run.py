@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,8 @@ class Run:
     `number` counts the recipe's steps from 1. `folder` is the step's own: what a step writes there (say `onnx/`) ends
     up in the output. `unfinished` is a folder that outlives a kill: what a long step has done so far, for its next try
     to go on from; the step makes it where it needs it, and it is gone once the step is finished. `record` and
-    `warnings` are kept with the step and must be JSON; `timings` are kept apart, since they differ from run to run. In
+    `warnings` are kept with the step and must be JSON; what is only known once the model was written is added by the
+    calls in `afterwards`; `timings` are kept apart, since they differ from run to run. In
     a `dry` run no weight may be read and nothing written: the model has shapes only.
     """
 
@@ -64,6 +66,7 @@ class Run:
     record: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    afterwards: list[Callable[[], None]] = field(default_factory=list)
 
     def say(self, message: str) -> None:
         """Tells the user one line."""

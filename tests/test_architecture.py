@@ -29,6 +29,7 @@ FLOORS = {
     "remove": 5,
     "evaluation": 5,
     "exports": 5,
+    "merging": 5,
     "run": 5,
     "report": 5,
     "synthesis": 5,

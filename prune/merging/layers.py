@@ -30,7 +30,9 @@ def upscale(
 
     An encoder and a decoder are both up-scaled. The embeddings, last norm and head stand once. Raises PruneError.
     """
-    given = {name: value for name, value in (("drop", drop), ("layers", layers), ("expand", expand)) if value is not None}
+    given = {
+        name: value for name, value in (("drop", drop), ("layers", layers), ("expand", expand)) if value is not None
+    }
     if len(given) != 1:
         raise PruneError(f"give one of drop, layers and expand, not {', '.join(given) or 'none of them'}")
     if layers is not None:
@@ -40,7 +42,9 @@ def upscale(
     for own in configs.stacks(model):
         if drop is not None:
             if not 0 <= drop < len(own):
-                raise PruneError(f"drop is {drop}, and there are {len(own)} layers: 0 to {len(own) - 1} may go", where="drop")
+                raise PruneError(
+                    f"drop is {drop}, and there are {len(own)} layers: 0 to {len(own) - 1} may go", where="drop"
+                )
             chosen += [*own[: len(own) - drop], *own[drop:]]
             continue
         assert expand is not None
@@ -70,7 +74,8 @@ def stack(model: Model, layers: Sequence[int], silent: Collection[int] = ()) -> 
     family = model.family
     if any(getattr(model.config, switch, False) for switch in family.numbered):
         raise PruneError(f"layers cannot be stacked: {', '.join(family.numbered)} ties each to its number")
-    if silent and not family.residual:
+    normed = any(getattr(model.config, key, None) == value for key, value in family.normed_after.items())
+    if silent and (normed or not family.residual):
         raise PruneError(
             f"the layers of {family.model_type} norm what they add to, so none can be without effect; stack them with"
             " drop or layers",
@@ -86,7 +91,9 @@ def _edits(model: Model, layers: Sequence[int], silent: Collection[int]) -> Iter
     for name in model.tensors.info:
         if name not in inside:
             yield name, Edit(name, {})
-    firsts = {next(place for place, layer in enumerate(layers) if layer in own): own[0] for own in configs.stacks(model)}
+    firsts = {
+        next(place for place, layer in enumerate(layers) if layer in own): own[0] for own in configs.stacks(model)
+    }
     for place, (layer, path) in enumerate(zip(layers, configs.paths(model, layers), strict=True)):
         last = outputs(model) if place in silent else frozenset()
         for name in model.names(layer):

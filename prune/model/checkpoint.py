@@ -61,7 +61,7 @@ def read_folder(folder: Path) -> Tensors:
         entries.update(found)
     return Tensors(
         {name: entry.info for name, entry in entries.items()},
-        lambda name: _read(name, entries[name]),
+        lambda name: read_entry(name, entries[name]),
         lambda name: partial(_read_part, name, entries[name]),
     )
 
@@ -173,7 +173,8 @@ def _regular(folder: Path, name: str) -> Path:
     return path
 
 
-def _read(name: str, entry: Entry) -> Tensor:
+def read_entry(name: str, entry: Entry) -> Tensor:
+    """One tensor of a file whose header was read. Raises PruneError when it is not finite."""
     return _read_part(name, entry, 0, prod(entry.info.shape)).reshape(entry.info.shape)
 
 

@@ -124,6 +124,7 @@ class Family:
     attention: str = "sdpa"  # how it is computed: what transformers itself picks
     differing: bool = True  # whether there is a form whose layers differ
     residual: bool = True  # whether a layer only adds to what goes through it, and so may add nothing
+    normed_after: Mapping[str, Any] = field(default_factory=dict)  # config values with which it does more than add
     adds: tuple[str, ...] = ()  # weights in a layer, besides the consumers in `parts`, whose products it adds
     alias: Alias | None = None
     stored: Stored = Stored()

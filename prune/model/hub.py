@@ -27,6 +27,11 @@ def fetch(source: str, revision: str | None) -> Path:
     return _snapshot(source, revision, [*SMALL, "*.safetensors"])
 
 
+def fetch_adapter(source: str, revision: str | None) -> Path:
+    """The local snapshot of a Hub adapter: its config and its safetensors."""
+    return _snapshot(source, revision, ["adapter_config.json", "adapter_model.safetensors"])
+
+
 def headers(source: str, revision: str | None) -> tuple[Path, Tensors]:
     """The folder of small files and the shapes of all tensors, read from the headers alone."""
     from huggingface_hub import get_safetensors_metadata

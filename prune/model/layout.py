@@ -106,14 +106,14 @@ def as_stored(model: Model) -> Tensors:
     for name, found in model.tensors.info.items():
         leaf = next((leaf for leaf in stored.merged if name.endswith("." + leaf)), None)
         if leaf is None:
-            info[_stored_name(name, stored)] = found
-            reads[_stored_name(name, stored)] = partial(model.tensors.read, name)
+            info[stored_name(name, stored)] = found
+            reads[stored_name(name, stored)] = partial(model.tensors.read, name)
             continue
         pieces = stored.merged[leaf]
         rows = found.shape[1] // len(pieces)
         for expert in range(found.shape[0]):
             for number, piece in enumerate(pieces):
-                new = _stored_name(name.removesuffix(leaf) + piece.format(expert), stored)
+                new = stored_name(name.removesuffix(leaf) + piece.format(expert), stored)
                 info[new] = Info((rows, *found.shape[2:]), found.dtype)
                 reads[new] = partial(_expert, held, name, expert, number * rows, rows)
     threads = 1 if stored.merged else model.tensors.threads  # what is held for the experts is for one reader
@@ -124,7 +124,8 @@ def _expert(read: Callable[[str], Tensor], name: str, expert: int, start: int, r
     return read(name)[expert, start : start + rows]
 
 
-def _stored_name(name: str, stored: Stored) -> str:
+def stored_name(name: str, stored: Stored) -> str:
+    """The name on disk of a tensor that the module calls `name`."""
     for before, after in reversed(stored.renames):
         name = name.replace(after, before)
     return name

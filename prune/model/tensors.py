@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from prune.errors import PruneError
 
-
 Part = Callable[[int, int], Tensor]
 
 

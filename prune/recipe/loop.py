@@ -276,8 +276,10 @@ def _perform(job: _Job, step: Step, key: str, folder: Path, model: Any, number: 
         run = _new_run(job, model, staging, work.unfinished(folder), number)
         began = time.perf_counter()
         _call(step, run)
-        table = files.hashes(staging)
         written = job.parts.write(run.model, staging) if run.model is not model else {}
+        for call in run.afterwards:
+            call()
+        table = {name: files.sha256(staging / name) for name in files.names(staging) if name not in written}
         run.timings["seconds"] = time.perf_counter() - began
         done = Done(
             key=key,

@@ -35,5 +35,6 @@ FAMILY = Family(
     sizes=SIZES,
     fixed={"heads": SQUARE},
     attributes=ATTRIBUTES,
+    residual=False,  # norms come after what is added
     stored=Stored(ignored=LEFTOVERS),
 )

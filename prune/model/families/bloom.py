@@ -10,6 +10,8 @@ FAMILY = Family(
     sizes={"layers": "n_layer", "width": "hidden_size", "heads": "n_head", "channels": "intermediate_size"},
     fixed={"channels": "the MLP is four times as wide as the model, whatever the config says"},
     refused={"heads": "a head's position slope follows from its number, for all layers at once"},
+    normed_after={"apply_residual_connection_post_layernorm": True},
+    adds=("self_attention.dense.weight",),
     returns=2,
     attention="eager",
 )

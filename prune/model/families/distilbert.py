@@ -19,5 +19,6 @@ FAMILY = Family(
     sizes={"layers": "n_layers", "width": "dim", "heads": "n_heads", "channels": "hidden_dim"},
     fixed={"heads": SQUARE},
     attributes={"attention.n_heads": "heads"},
+    residual=False,  # norms come after what is added
     stored=Stored(ignored=LEFTOVERS),
 )

@@ -23,4 +23,5 @@ FAMILY = Family(
     },
     fixed={"heads": SQUARE},
     attributes={"self_attn.num_heads": "heads"},
+    normed_after={"do_layer_norm_before": False},
 )

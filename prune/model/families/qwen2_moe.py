@@ -31,5 +31,6 @@ FAMILY = Family(
     dense_layers="mlp_only_layers",
     settings={"decoder_sparse_step": 1},  # the list alone says which layers are dense, whatever their numbers
     attributes=ATTRIBUTES,
+    adds=("mlp.shared_expert.down_proj.weight",),
     stored=STORED,
 )

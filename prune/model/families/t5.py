@@ -27,5 +27,6 @@ FAMILY = Family(
     leading=("layer.0.SelfAttention.relative_attention_bias.weight",),
     carries={"position_bias": 1, "encoder_decoder_position_bias": 2},
     returns=3,
+    adds=("layer.0.SelfAttention.o.weight", "layer.1.EncDecAttention.o.weight"),
     differing=False,  # transformers counts layers of the encoder and of the decoder from the same zero
 )

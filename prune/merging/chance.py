@@ -1,0 +1,58 @@
+"""Random masks: by themselves seeded from (seed, tensor, input, place), so that neither order nor threads matter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RULE = "SFC64 of sha256(seed, tensor, input, first entry); an entry stays where a 32-bit word is below density x 2^32"
+COMPAT_RULE = "torch.bernoulli, seeded once, tensors in the order of their names, models in the config's order"
+
+
+def mask(seed: int, name: str, number: int, start: int, chance: float | Tensor, like: Tensor) -> Tensor:
+    """Ones and zeros in the shape and type of `like`, one with probability `chance` (a number, or one per entry)."""
+    key = hashlib.sha256(f"{seed}\n{name}\n{number}\n{start}".encode()).digest()
+    words = np.random.SFC64(int.from_bytes(key, "little")).random_raw((like.numel() + 1) // 2)
+    drawn = torch.from_numpy(words.view(np.uint32)[: like.numel()].astype(np.float32)).reshape(like.shape)
+    bound = chance * 2.0**32 if isinstance(chance, float | int) else chance.cpu().float() * 2.0**32
+    return (drawn < bound).to(device=like.device, dtype=like.dtype)
+
+
+@dataclass
+class InTurn:
+    """Masks of one tensor as one generator draws them that goes through all tensors: `state` is where it stands."""
+
+    state: Tensor
+    drawn: dict[int, Tensor] = field(default_factory=dict)
+
+    def mask(self, number: int, chance: float | Tensor, like: Tensor) -> Tensor:
+        if number not in self.drawn:
+            generator = torch.Generator()
+            generator.set_state(self.state)
+            self.drawn[number] = _bernoulli(chance, like, generator)
+            self.state = generator.get_state()
+        return self.drawn[number]
+
+
+def states(seed: int, shapes: Sequence[tuple[tuple[int, ...], int, torch.dtype]]) -> list[Tensor]:
+    """Where the generator stands before each tensor: (shape, masks drawn of it, type) for all of them in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for shape, count, dtype in shapes:
+        found.append(generator.get_state())
+        like = torch.empty(shape, dtype=dtype) if count else None
+        for _ in range(count):
+            assert like is not None
+            _bernoulli(0.5, like, generator)
+    return found
+
+
+def _bernoulli(chance: float | Tensor, like: Tensor, generator: torch.Generator) -> Tensor:
+    dtype = like.dtype if like.dtype == torch.bfloat16 else torch.float32
+    chances = chance if isinstance(chance, Tensor) else torch.full_like(like, chance, dtype=dtype)
+    return torch.bernoulli(chances, generator=generator).to(like.dtype)

@@ -1,0 +1,39 @@
+"""Weighted changes put together, with or without an election of signs (TIES, https://arxiv.org/abs/2306.01708)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def combine(
+    base: Tensor,
+    deltas: Sequence[Tensor],
+    weight: Sequence[float],
+    *,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
+) -> Tensor:
+    """base + lambda x the sum of w_i d_i.
+
+    With `elect` only entries that have the sign of the weighted sum (0 counts as +) are summed. With `normalize` the
+    sum is divided by that of the weights that took part in it (1 where there are none).
+    """
+    stacked = torch.stack([*deltas])  # (inputs, ...)
+    weights = torch.tensor(weight, dtype=stacked.dtype, device=stacked.device).view(-1, *[1] * base.ndim)
+    stacked *= weights
+    total = stacked.sum(dim=0)
+    kept = weights
+    if elect:
+        agree = torch.where(total >= 0, stacked > 0, stacked < 0)
+        total = (stacked * agree).sum(dim=0)
+        kept = weights * agree if normalize else weights
+    if normalize:
+        divisor = kept.sum(dim=0)
+        total /= torch.where(divisor == 0 if elect else divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
+    if lambda_ != 1:
+        total *= lambda_
+    return base + total

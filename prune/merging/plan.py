@@ -1,0 +1,400 @@
+"""A config and opened models become one job for each tensor of the merged model, before any of them is read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from prune.errors import PruneError
+from prune.merging import chance
+from prune.merging.block import Parameter, keywords, parameters
+from prune.merging.config import Config, Reference, Slice, Source
+from prune.merging.methods import method
+from prune.merging.settings import chain, refuse_idle_filters, refuse_unknown, resolve
+from prune.merging.stream import Job
+from prune.merging.vocabulary import Alignment
+from prune.model import config as configs
+from prune.model import skeleton
+from prune.model.layout import stored_name
+from prune.model.model import Model
+
+Models = Mapping[Reference, Model]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a merge computes: the seed of masks, whether as mergekit does, where."""
+
+    seed: int = 0
+    compat: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of one tensor: whose, and its name there."""
+
+    source: Source
+    name: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of the merged model: its inputs, its base, its slice, and where in the slice it is (0 to 1)."""
+
+    name: str
+    own: Slice
+    inputs: tuple[Input, ...]
+    base: Input | None
+    u: float
+
+
+@dataclass
+class Plan:
+    """What will be computed. `values` are each tensor's parameters, as they were resolved."""
+
+    jobs: dict[str, Job]
+    places: dict[str, Place]
+    values: dict[str, dict[str, Any]]
+    donor: Model
+    config: PreTrainedConfig
+    architecture: type[PreTrainedModel]
+    inputs: list[Reference]
+    layers: int
+    warnings: list[str] = field(default_factory=list)
+
+
+def plan(config: Config, models: Models, options: Options, alignment: Alignment | None) -> Plan:
+    """Every job of a merge. Raises PruneError, placed in the config, for whatever cannot be merged as it says."""
+    warnings = refuse_unknown(config)
+    used = method(config.method)
+    config = _with_base(config, used)
+    _refuse_families(config, models)
+    donor = _donor(config, models)
+    tensors = list(_whole(config, models, donor, used) if config.whole else _sliced(config, models, donor, used))
+    names = {stored_name(own.name, model.family.stored) for model in models.values() for own in tensors}
+    names |= {stored_name(name, model.family.stored) for model in models.values() for name in model.tensors.info}
+    refuse_idle_filters(config, names)
+    taken = parameters(used)
+    values = {own.name: _values(config, own, taken, models) for own in tensors}
+    _refuse_values(config, used, tensors, values)
+    out_config, architecture = _described(config, models, donor, alignment)
+    jobs = {own.name: _job(config, own, values[own.name], models, options, alignment) for own in tensors}
+    _set_dtype(out_config, jobs)
+    _with_states(jobs, config, options)
+    return Plan(
+        jobs=jobs,
+        places={own.name: own for own in tensors},
+        values=values,
+        donor=donor,
+        config=out_config,
+        architecture=architecture,
+        inputs=config.references,
+        layers=_depth(config, donor),
+        warnings=warnings,
+    )
+
+
+def _with_base(config: Config, used: ModuleType) -> Config:
+    """The config with the base among the models, where the method needs one and they leave it out."""
+    if used.BASE == "needed" and config.base is None and not all(own.base for own in config.slices):
+        raise PruneError(f"{config.method} needs a base_model", where=config.where())
+    if used.BASE == "input" or config.base is None or not config.whole:
+        return config
+    (own,) = config.slices
+    if any(source.model == config.base for source in own.sources):
+        return config
+    base = Source(config.base, None, {}, ("base_model",))
+    return replace(config, slices=(replace(own, sources=(*own.sources, base)),))
+
+
+def _refuse_families(config: Config, models: Models) -> None:
+    first, *others = config.references
+    for other in others:
+        one, two = models[first].family.model_type, models[other].family.model_type
+        if one != two:
+            raise PruneError(
+                f"{first} is a {one} and {other} a {two}; only models of one family merge", where=config.where()
+            )
+
+
+def _donor(config: Config, models: Models) -> Model:
+    """The model whose config, files and names the merged one has: the base, else the first."""
+    return models[config.base or config.slices[0].sources[0].model]
+
+
+def _depth(config: Config, donor: Model) -> int:
+    if config.whole:
+        return donor.numbers["layers"]
+    return sum(_length(own) for own in config.slices)
+
+
+def _length(own: Slice) -> int:
+    first, last = own.sources[0].layers or (0, 0)
+    return last - first
+
+
+def _whole(config: Config, models: Models, donor: Model, used: ModuleType) -> Iterator[Place]:
+    """Every tensor from the tensors of the same name."""
+    (own,) = config.slices
+    _refuse_count(config, own, used)
+    for reference in config.references:
+        other, depth = models[reference].numbers["layers"], donor.numbers["layers"]
+        if other != depth:
+            raise PruneError(
+                f"{reference} has {other} layers and the others {depth}; name slices", where=config.where()
+            )
+    positions = {}
+    for stack in configs.stacks(donor):
+        for place, layer in enumerate(stack):
+            positions.update(dict.fromkeys(donor.names(layer), place / (len(stack) - 1) if len(stack) > 1 else 1.0))
+    for name in donor.tensors.info:
+        yield _tensor(config, own, name, [name] * len(own.sources), positions.get(name, 0.0), used)
+
+
+def _sliced(config: Config, models: Models, donor: Model, used: ModuleType) -> Iterator[Place]:
+    """Layers slice by slice; what comes before them from the first slice's models, what comes after from the last's."""
+    if donor.family.encoder:
+        raise PruneError(
+            "slices of a model with an encoder and a decoder are not merged; name models", where=config.where()
+        )
+    for own in config.slices:
+        _refuse_count(config, own, used)
+        _refuse_ranges(config, own, models)
+    inside = {name for layer in range(donor.numbers["layers"]) for name in donor.names(layer)}
+    before, after = _around(donor, inside)
+    for name in before:
+        first = config.slices[0]
+        yield _tensor(config, first, name, [name] * len(first.sources), 0.0, used)
+    place = 0
+    for own in config.slices:
+        length = _length(own)
+        for step in range(length):
+            yield from _layer(
+                config, own, models, step, donor.family.layer(place), step / (length - 1) if length > 1 else 1.0, used
+            )
+            place += 1
+    for name in after:
+        last = config.slices[-1]
+        yield _tensor(config, last, name, [name] * len(last.sources), 0.0, used)
+
+
+def _layer(
+    config: Config, own: Slice, models: Models, step: int, path: str, u: float, used: ModuleType
+) -> Iterator[Place]:
+    olds = [models[source.model].layer((source.layers or (0, 0))[0] + step) for source in own.sources]
+    first = models[own.sources[0].model]
+    for name in first.names((own.sources[0].layers or (0, 0))[0] + step):
+        leaf = name.removeprefix(olds[0])
+        yield _tensor(config, own, path + leaf, [old + leaf for old in olds], u, used)
+
+
+def _around(donor: Model, inside: set[str]) -> tuple[list[str], list[str]]:
+    """The tensors that come before the layers and those that come after them, in the module's order."""
+    ordered = [name for name in skeleton.skeleton(donor).state_dict() if name in donor.tensors.info]
+    first = next(place for place, name in enumerate(ordered) if name in inside)
+    before = [name for name in ordered[:first] if name not in inside]
+    return before, [name for name in ordered[first:] if name not in inside]
+
+
+def _refuse_count(config: Config, own: Slice, used: ModuleType) -> None:
+    base = own.base or config.base
+    count = len(own.sources)
+    if used.BASE != "input" and base is not None:
+        if not any(source.model == base for source in own.sources):
+            raise PruneError(f"the slice has no layers of the base model {base}", where=config.where(own.at))
+        count -= 1
+    if count < used.LEAST or (used.MOST is not None and count > used.MOST):
+        bound = f"exactly {used.LEAST}" if used.MOST == used.LEAST else f"at least {used.LEAST}"
+        beside = "" if used.BASE == "input" or base is None else " beside the base"
+        raise PruneError(f"{config.method} takes {bound} model(s){beside}, not {count}", where=config.where(own.at))
+
+
+def _refuse_ranges(config: Config, own: Slice, models: Models) -> None:
+    for source in own.sources:
+        if source.layers is None:
+            raise PruneError("layer_range is missing", where=config.where(source.at))
+        count = models[source.model].numbers["layers"]
+        if source.layers[1] > count:
+            where = config.where((*source.at, "layer_range"))
+            raise PruneError(
+                f"layer_range {[*source.layers]} goes beyond the {count} layers of {source.model}", where=where
+            )
+    lengths = {source.layers[1] - source.layers[0] for source in own.sources if source.layers}
+    if len(lengths) > 1:
+        raise PruneError(
+            f"the sources of a slice must have equally many layers, not {sorted(lengths)}", where=config.where(own.at)
+        )
+
+
+def _tensor(config: Config, own: Slice, name: str, names: Sequence[str], u: float, used: ModuleType) -> Place:
+    """The base is the first source of the base model; any other of it is an input like the others."""
+    inputs = [Input(source, given) for source, given in zip(own.sources, names, strict=True)]
+    base = None
+    wanted = own.base or config.base
+    if used.BASE != "input" and wanted is not None:
+        base = next(found for found in inputs if found.source.model == wanted)
+        inputs = [found for found in inputs if found is not base]
+    return Place(name, own, tuple(inputs), base, u)
+
+
+def _values(config: Config, own: Place, taken: Mapping[str, Parameter], models: Models) -> dict[str, Any]:
+    """The method's parameters for one tensor: a list of values where each input has its own."""
+    found: dict[str, Any] = {}
+    for name, parameter in taken.items():
+        try:
+            if parameter.each:
+                found[name] = [
+                    resolve(parameter, chain(config, own.own, given.source), _stored(models, given), own.u)
+                    for given in own.inputs
+                ]
+            else:
+                shared = next(iter(models.values()))
+                spelt = stored_name(own.name, shared.family.stored)
+                found[name] = resolve(parameter, chain(config, own.own, None), spelt, own.u)
+        except PruneError as error:
+            raise PruneError(f"{error.where} {error.message}", where=config.where(("parameters",))) from None
+        missing = (
+            [given for given, value in zip(own.inputs, found[name], strict=True) if value is None]
+            if parameter.each
+            else []
+        )
+        if missing or found[name] is None:
+            who = f" of {missing[0].source.model}" if missing else ""
+            at = missing[0].source.at if missing else ("parameters",)
+            raise PruneError(
+                f"{config.method} needs the parameter {name}{who} for {own.name!r}", where=config.where(at)
+            )
+    return found
+
+
+def _stored(models: Models, given: Input) -> str:
+    return stored_name(given.name, models[given.source.model].family.stored)
+
+
+def _refuse_values(
+    config: Config, used: ModuleType, tensors: Sequence[Place], values: Mapping[str, dict[str, Any]]
+) -> None:
+    check: Callable[..., None] | None = getattr(used, "check", None)
+    for own in tensors:
+        try:
+            if check and own.inputs:
+                check(**keywords(values[own.name]))
+        except PruneError as error:
+            raise PruneError(
+                f"{error.message} (for {own.name!r})", where=config.where((error.where or "parameters",))
+            ) from None
+    weights = [value["weight"] for value in values.values() if value.get("weight")]
+    if weights and not any(any(own) for own in weights):
+        raise PruneError("all weights are zero, so nothing would be merged", where=config.where())
+
+
+def _job(
+    config: Config,
+    own: Place,
+    values: Mapping[str, Any],
+    models: Models,
+    options: Options,
+    alignment: Alignment | None,
+) -> Job:
+    everyone = [*own.inputs, *([own.base] if own.base else [])]
+    aligned = alignment is not None and own.name in alignment.names
+    for given in everyone:
+        if given.name not in models[given.source.model].tensors.info:
+            raise PruneError(
+                f"{given.source.model} has no tensor {given.name!r}, which the others have",
+                where=config.where(given.source.at),
+            )
+    infos = [models[given.source.model].tensors.info[given.name] for given in everyone]
+    shapes = (
+        [alignment.shape(info.shape) for info in infos] if aligned and alignment else [info.shape for info in infos]
+    )
+    for given, shape in zip(everyone, shapes, strict=True):
+        if shape != shapes[0]:
+            raise PruneError(
+                f"{given.name!r} of {given.source.model} is of shape {list(shape)}, and {list(shapes[0])} in"
+                f" {everyone[0].source.model}",
+                where=config.where(given.source.at),
+            )
+    common = infos[0].dtype
+    for info in infos[1:]:
+        common = torch.promote_types(common, info.dtype)
+    inner = getattr(torch, config.dtype) if config.dtype else common
+    out = getattr(torch, config.out_dtype) if config.out_dtype else inner
+    floating = common.is_floating_point
+    computed = inner if options.compat else torch.promote_types(common, torch.float32)
+
+    def opener(given: Input) -> Callable[[], Any]:
+        tensors = models[given.source.model].tensors
+        if aligned and alignment:
+            return partial(alignment.parts, given.source.model, given.name)
+        return partial(tensors.parts, given.name)
+
+    return Job(
+        name=own.name,
+        shape=tuple(shapes[0]),
+        method=method(config.method) if own.inputs else _base_alone(),
+        inputs=[opener(given) for given in own.inputs] or [opener(everyone[0])],
+        base=opener(own.base) if own.base and own.inputs else None,
+        values=values if own.inputs else {"scale": [1.0]},
+        dtype=computed,
+        out=out if floating else common,
+        seed=options.seed,
+        device=options.device,
+        compat=options.compat,
+    )
+
+
+def _base_alone() -> ModuleType:
+    """How a tensor is made where there is only the base."""
+    return method("passthrough")
+
+
+def _described(
+    config: Config, models: Models, donor: Model, alignment: Alignment | None
+) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
+    """The config and class of the merged model."""
+    if config.whole:
+        described, architecture = copy.deepcopy(donor.config), donor.architecture
+    else:
+        layers: list[int] = []
+        sizes: list[dict[str, int]] = []
+        for own in config.slices:
+            source = next((s for s in own.sources if models[s.model] is donor), own.sources[0])
+            first, last = source.layers or (0, 0)
+            layers += range(first, last)
+            sizes += [models[source.model].sizes(layer) for layer in range(first, last)]
+        deepest = (
+            donor if max(layers) < donor.numbers["layers"] else max(models.values(), key=lambda m: m.numbers["layers"])
+        )
+        described, architecture = configs.shaped(deepest, layers, sizes)
+    if alignment:
+        described.vocab_size = alignment.size
+    return described, architecture
+
+
+def _set_dtype(described: PreTrainedConfig, jobs: Mapping[str, Job]) -> None:
+    floats = [job.out for job in jobs.values() if job.out.is_floating_point]
+    if floats:
+        described.dtype = floats[0]
+
+
+def _with_states(jobs: dict[str, Job], config: Config, options: Options) -> None:
+    """As mergekit draws: one generator through all tensors in the order of their names."""
+    if not options.compat or not getattr(method(config.method), "DRAWS", False):
+        return
+    order = sorted(jobs)
+    shapes = []
+    for name in order:
+        job = jobs[name]
+        density = job.values.get("density", [])
+        shapes.append((job.shape, sum(share < 1 for share in density) if job.out.is_floating_point else 0, job.dtype))
+    for name, state in zip(order, chance.states(options.seed, shapes), strict=True):
+        jobs[name] = replace(jobs[name], state=state)

@@ -1,0 +1,111 @@
+"""What a merge does to each layer: how far the models moved, whether they agree, and how often they pull apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from threading import Lock
+from typing import Any
+
+import torch
+
+from prune.merging.block import Block
+from prune.merging.plan import Plan
+
+OTHER = "embeddings, norms and head"
+
+
+@dataclass
+class Sums:
+    """Over the tensors of a layer: inner products of the changes, entries, and entries whose signs differ."""
+
+    products: torch.Tensor
+    entries: int = 0
+    conflicts: int = 0
+
+
+@dataclass
+class Profile:
+    """Sums by layer, gathered while the merge goes over the blocks; changes are from the base, else from the first."""
+
+    layers: dict[str, str]  # tensor -> layer
+    order: list[str]
+    inputs: dict[str, list[str]]
+    sums: dict[str, Sums] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    @classmethod
+    def of(cls, plan: Plan) -> Profile:
+        family = plan.donor.family
+        order = [str(layer) for layer in range(plan.layers)] + [OTHER]
+        paths = {}
+        encoder = plan.donor.numbers.get("encoder_layers", 0)
+        for layer in range(plan.layers):
+            path = f"{family.encoder}.{layer}" if layer < encoder else family.layer(layer - encoder)
+            paths[path + "."] = str(layer)
+        layers = {
+            name: next((layer for path, layer in paths.items() if name.startswith(path)), OTHER) for name in plan.jobs
+        }
+        inputs = {name: [str(given.source.model) for given in place.inputs] for name, place in plan.places.items()}
+        return cls(layers, order, inputs)
+
+    def see(self, name: str, block: Block) -> None:
+        """Adds one block of a tensor."""
+        tensors = list(block.tensors)
+        rows = block.deltas() if block.base is not None else [tensor - tensors[0] for tensor in tensors[1:]]
+        if not rows:
+            return
+        stacked = torch.stack([row.reshape(-1).float() for row in rows])  # (models, entries)
+        up, down = (stacked > 0).any(dim=0), (stacked < 0).any(dim=0)
+        products, conflicts = (stacked @ stacked.T).double().cpu(), int(torch.count_nonzero(up & down))
+        with self.lock:
+            layer = self.layers[name]
+            own = self.sums.setdefault(layer, Sums(torch.zeros_like(products)))
+            if own.products.shape == products.shape:
+                own.products = own.products + products
+                own.entries += stacked.shape[1]
+                own.conflicts += conflicts
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per layer: delta_norm by model, cosine (mean over pairs; None for one), sign_conflicts (a share)."""
+        found = []
+        for layer in self.order:
+            own = self.sums.get(layer)
+            if own is None:
+                continue
+            norms = own.products.diagonal().clamp(min=0).sqrt()
+            found.append(
+                {
+                    "layer": int(layer) if layer.isdigit() else layer,
+                    "delta_norm": dict(zip(self._labels(layer, len(norms)), map(float, norms), strict=True)),
+                    "cosine": _cosine(own.products, norms),
+                    "sign_conflicts": own.conflicts / own.entries if own.entries else 0.0,
+                }
+            )
+        return found
+
+    def _labels(self, layer: str, count: int) -> list[str]:
+        """The models' names; those that stand twice are numbered."""
+        names = next(given for name, given in self.inputs.items() if self.layers[name] == layer)[-count:]
+        return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
+
+
+def _cosine(products: torch.Tensor, norms: torch.Tensor) -> float | None:
+    pairs = [
+        float(products[i, j] / (norms[i] * norms[j]))
+        for i, j in combinations(range(len(norms)), 2)
+        if norms[i] > 0 and norms[j] > 0
+    ]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """The rows as a table with a head: layer, one norm per model, cosine, share of sign conflicts."""
+    models = list(dict.fromkeys(name for row in rows for name in row["delta_norm"]))
+    head = ["layer", *(f"delta norm {name}" for name in models), "cosine", "sign conflicts"]
+    body = [
+        [row["layer"], *(row["delta_norm"].get(name) for name in models), row["cosine"], row["sign_conflicts"]]
+        for row in rows
+    ]
+    return [head, *body]

@@ -1,0 +1,116 @@
+"""Which entries of a change stay: the largest, those between two sizes, or some drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from prune.errors import PruneError
+from prune.merging.block import Block
+from prune.merging.blocks import Blocks
+
+SMALL = 2**18  # entries that are simply sorted through
+MARGIN = 0.02  # of the entries: how far a sample may be off before all are looked through
+LEAST = 1e-7  # changes that are smaller altogether are not rescaled
+
+
+def refuse_density(density: Iterable[float]) -> None:
+    """PruneError for a share of entries that is none."""
+    for share in density:
+        if not 0 <= share <= 1:
+            raise PruneError(f"density is the share of entries that stays, from 0 to 1, not {share:g}", where="density")
+
+
+def nth_largest(blocks: Blocks, ranks: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The size of each input's n-th largest change, for each n of `ranks[input]`, counted from 1; exact.
+
+    A sample says between which sizes to look; one pass counts what is larger and gathers what lies between. Only
+    where the sample misled are all entries looked through.
+    """
+    if blocks.entries <= SMALL:
+        whole = [[] for _ in ranks]  # type: list[list[Tensor]]
+        for block in blocks:
+            for own, delta in zip(whole, block.deltas(), strict=True):
+                own.append(delta.abs().float().reshape(-1))
+        return [[_nth(torch.cat(own), n) for n in wanted] for own, wanted in zip(whole, ranks, strict=True)]
+    brackets = _brackets(blocks, ranks)
+    found = _between(blocks, brackets, ranks)
+    missed = [[value is None for value in own] for own in found]
+    if any(any(own) for own in missed):
+        whole_range = [
+            [(0.0, float("inf")) if gone else pair for gone, pair in zip(own, pairs, strict=True)]
+            for own, pairs in zip(missed, brackets, strict=True)
+        ]
+        found = _between(blocks, whole_range, ranks)
+    return [[value for value in own if value is not None] for own in found]
+
+
+def _nth(sizes: Tensor, n: int) -> float:
+    return float(torch.kthvalue(sizes, len(sizes) - n + 1).values)
+
+
+def _brackets(blocks: Blocks, ranks: Sequence[Sequence[int]]) -> list[list[tuple[float, float]]]:
+    """Two sizes that the n-th largest lies between, by a sample."""
+    drawn: list[list[Tensor]] = [[] for _ in ranks]
+    for block in blocks.sample():
+        for own, delta in zip(drawn, block.deltas(), strict=True):
+            own.append(delta.abs().float().reshape(-1))
+    found = []
+    for own, wanted in zip(drawn, ranks, strict=True):
+        sizes = torch.cat(own).sort(descending=True).values
+        count, pairs = len(sizes), []
+        for n in wanted:
+            middle, slack = n / blocks.entries * count, MARGIN * count + 8
+            high = float(sizes[int(middle - slack)]) if middle > slack else float("inf")
+            low = float(sizes[int(middle + slack)]) if middle + slack < count else 0.0
+            pairs.append((low, high))
+        found.append(pairs)
+    return found
+
+
+def _between(
+    blocks: Blocks, brackets: Sequence[Sequence[tuple[float, float]]], ranks: Sequence[Sequence[int]]
+) -> list[list[float | None]]:
+    """The n-th largest where it lies between two sizes, both included; None where it does not."""
+    above = [[0 for _ in pairs] for pairs in brackets]
+    inside: list[list[list[Tensor]]] = [[[] for _ in pairs] for pairs in brackets]
+    for block in blocks:
+        for number, delta in enumerate(block.deltas()):
+            sizes = delta.abs().float().reshape(-1) if brackets[number] else delta
+            for place, (low, high) in enumerate(brackets[number]):
+                larger = sizes > high
+                above[number][place] += int(torch.count_nonzero(larger))
+                inside[number][place].append(sizes[(sizes >= low) & ~larger])
+    found: list[list[float | None]] = []
+    for number, pieces in enumerate(inside):
+        own: list[float | None] = []
+        for place, wanted in enumerate(ranks[number]):
+            gathered, n = torch.cat(pieces[place]), wanted - above[number][place]
+            own.append(_nth(gathered, n) if 1 <= n <= len(gathered) else None)
+        found.append(own)
+    return found
+
+
+Sparse = Callable[[Block], Sequence[Tensor]]  # the changes of a block with what goes set to zero
+
+
+def rescaling(blocks: Blocks, sparse: Sparse) -> list[Tensor]:
+    """For each input, what its sparse change is multiplied by to be as large (in L1) as the whole one."""
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    for block in blocks:
+        own = [delta.abs().sum() for delta in block.deltas()]
+        left = [delta.abs().sum() for delta in sparse(block)]
+        before = [a + b for a, b in zip(before, own, strict=True)] if before else own
+        after = [a + b for a, b in zip(after, left, strict=True)] if after else left
+    return [
+        whole / part if whole >= LEAST and part >= LEAST else torch.ones_like(whole)
+        for whole, part in zip(before, after, strict=True)
+    ]
+
+
+def scaled(deltas: Sequence[Tensor], scales: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """Sparse changes, rescaled where there are scales."""
+    return deltas if scales is None else [delta * scale for delta, scale in zip(deltas, scales, strict=True)]

@@ -1,0 +1,96 @@
+"""One merged tensor from its inputs: read, computed and put together block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prune.errors import PruneError
+from prune.merging import chance
+from prune.merging.block import Block, keywords
+from prune.merging.blocks import SIZE, Blocks
+from prune.model.tensors import Part
+
+Reader = Callable[[], Part]  # opens one input's tensor for reading in parts
+Watch = Callable[[str, Block], None]  # sees every block of a tensor once
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor of the merged model.
+
+    inputs: what opens each input's tensor, without the base's.
+    values: the method's parameters; those of each input are lists.
+    dtype: what is computed in. With `compat` a block is the whole tensor, as it is for methods that look at rows.
+    state: with `compat`, where the generator of masks stands before this tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    method: ModuleType
+    inputs: Sequence[Reader]
+    base: Reader | None
+    values: Mapping[str, Any]
+    dtype: torch.dtype
+    out: torch.dtype
+    seed: int
+    device: str = "cpu"
+    compat: bool = False
+    state: Tensor | None = None
+
+
+def compute(job: Job, watch: Watch | None = None) -> Tensor:
+    """The merged tensor, on the CPU. `watch` is shown each block once, with the tensor's name."""
+    if not job.out.is_floating_point:
+        return _copied(job)
+    blocks = _blocks(job)
+    values = keywords(dict(job.values))
+    facts = job.method.measure(blocks, **values) if hasattr(job.method, "measure") else None
+    result = torch.empty(blocks.entries, dtype=job.out)
+    for (start, stop), block in zip(blocks.spans(), blocks, strict=True):
+        if watch:
+            watch(job.name, block)
+        merged = job.method.merge(block, facts, **values).to(job.dtype)
+        result[start:stop] = merged.reshape(-1).to(job.out)
+    return result.reshape(job.shape)
+
+
+def _blocks(job: Job) -> Blocks:
+    entries = prod(job.shape)
+    whole = getattr(job.method, "whole", None)
+    size = getattr(job.method, "BLOCK", None) or (entries if job.compat else SIZE)
+    if whole is not None and whole(**keywords(dict(job.values))):
+        size = entries
+    parts = [opened() for opened in job.inputs]
+    base = job.base() if job.base else None
+    in_turn = chance.InTurn(job.state) if job.state is not None else None
+
+    def read(part: Part, start: int, stop: int) -> Tensor:
+        block = part(start, stop).to(device=job.device, dtype=job.dtype)
+        return block.reshape(job.shape) if size >= entries else block
+
+    def block(start: int, stop: int) -> Block:
+        draw: Any = in_turn.mask if in_turn else partial(_mask, job, start)
+        return Block([read(part, start, stop) for part in parts], read(base, start, stop) if base else None, draw)
+
+    return Blocks(entries, max(size, 1), block)
+
+
+def _mask(job: Job, start: int, number: int, share: float | Tensor, like: Tensor) -> Tensor:
+    return chance.mask(job.seed, job.name, number, start, share, like)
+
+
+def _copied(job: Job) -> Tensor:
+    """A tensor of whole numbers, which all inputs must share: there is no mean of indices."""
+    entries = prod(job.shape)
+    first, *others = [opened()(0, entries) for opened in (*([job.base] if job.base else []), *job.inputs)]
+    if not all(torch.equal(first, other) for other in others):
+        raise PruneError(f"{job.name!r} holds whole numbers that differ between the models, which cannot be merged")
+    return first.reshape(job.shape).clone()
