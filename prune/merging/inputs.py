@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prune.errors import PruneError
@@ -13,15 +13,23 @@ from prune.model.model import Model
 from prune.model.open import open as open_model
 
 
-def opened(config: Config, given: Mapping[str, Model], *, headers: bool = False) -> dict[Reference, Model]:
+def opened(
+    config: Config,
+    given: Mapping[str, Model],
+    *,
+    headers: bool = False,
+    change: Callable[[Model], Model] | None = None,
+) -> dict[Reference, Model]:
     """Every model that a config refers to. Relative folders are looked for here, then beside the config's file.
 
-    `given` are opened models by name. With `headers` only shapes are fetched of Hub models.
+    `given` are opened models by name. With `headers` only shapes are fetched of Hub models. `change`
+    is done to each model that was not given.
     """
     found = {}
     for reference in config.references:
         try:
-            found[reference] = _open(reference, config, given, headers=headers)
+            model = _open(reference, config, given, headers=headers)
+            found[reference] = change(model) if change and reference.model not in given else model
         except PruneError as error:
             raise PruneError(str(error), where=config.document.name) from None
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from prune.errors import PruneError
 from prune.merging import chance, vocabulary
 from prune.merging.config import Config, parse
 from prune.merging.inputs import opened
+from prune.merging.layers import stack
 from prune.merging.methods import method, names
 from prune.merging.plan import Options, Plan, plan
 from prune.merging.profile import Profile
@@ -54,6 +55,10 @@ class Merged:
     record: dict[str, Any]
     profile: Profile | None
 
+    def stacked(self, layers: Sequence[int]) -> Merged:
+        """The merged model with its layers in another order."""
+        return replace(self, model=stack(self.model, layers))
+
 
 def prepare(
     config: Given,
@@ -64,10 +69,15 @@ def prepare(
     device: str = "cpu",
     profile: bool = False,
     headers: bool = False,
+    change: Callable[[Model], Model] | None = None,
 ) -> Merged:
-    """As `merge`, with what was planned; with `profile` the merge's changes are measured while tensors are read."""
+    """As `merge`, with what was planned.
+
+    With `profile` the merge's changes are measured while tensors are read, with `headers` Hub models are not fetched
+    whole; `change` is done to every model that is opened here.
+    """
     parsed = parse(config, names())
-    inputs = opened(parsed, models or {}, headers=headers)
+    inputs = opened(parsed, models or {}, headers=headers, change=change)
     options = Options(seed if seed is not None else parsed.seed or 0, compat == "mergekit", device)
     aligned = vocabulary.align(parsed, inputs)
     if aligned is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import PurePath
 from threading import Lock
 from typing import Any
 
@@ -86,9 +87,11 @@ class Profile:
         return found
 
     def _labels(self, layer: str, count: int) -> list[str]:
-        """The models' names; those that stand twice are numbered."""
+        """The ends of the models' names, which tell them apart; those that stand twice are numbered."""
         names = next(given for name, given in self.inputs.items() if self.layers[name] == layer)[-count:]
-        return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
+        ends = [PurePath(name).name for name in names]
+        ends = ends if len(set(ends)) == len(set(names)) else names
+        return [end if ends.count(end) == 1 else f"{end} ({place})" for place, end in enumerate(ends, 1)]
 
 
 def _cosine(products: torch.Tensor, norms: torch.Tensor) -> float | None:

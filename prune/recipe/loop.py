@@ -159,6 +159,7 @@ def _rehearse(job: _Job) -> list[dict[str, Any]]:
     model, records = job.original, list[dict[str, Any]]()
     for step in job.recipe.steps:
         run = _new_run(job, model, Path(os.devnull), Path(os.devnull), len(records) + 1, dry=True)
+        run.earlier = tuple(record["record"] for record in records)
         _call(step, run)
         model = run.model
         records.append(
@@ -262,7 +263,8 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
         if done is None:
             if model is None:
                 model = job.parts.open(holder, revision=None, headers=False)
-            done = _perform(job, step, key, folders[position], model, position + 1)
+            earlier = tuple(before.record for before in finished)
+            done = _perform(job, step, key, folders[position], model, position + 1, earlier)
         files.discard(work.unfinished(folders[position]))
         if done.checkpoint:
             model, holder = None, folders[position]
@@ -270,10 +272,13 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
     return finished
 
 
-def _perform(job: _Job, step: Step, key: str, folder: Path, model: Any, number: int) -> Done:
+def _perform(
+    job: _Job, step: Step, key: str, folder: Path, model: Any, number: int, earlier: tuple[dict[str, Any], ...]
+) -> Done:
     files.discard(folder)  # it may be there, but damaged
     with files.staged(folder) as staging:
         run = _new_run(job, model, staging, work.unfinished(folder), number)
+        run.earlier = earlier
         began = time.perf_counter()
         _call(step, run)
         written = job.parts.write(run.model, staging) if run.model is not model else {}

@@ -218,6 +218,30 @@ def _pairs(value: Any) -> str:
     return "; ".join(f"{name.replace('_', ' ')} {inner}" for name, inner in value.items())
 
 
+def merged(found: dict[str, Any], out: object) -> list[Table | str]:
+    """What `merge` prints: how, from what, how large, and what each layer's changes look like where it was asked."""
+    record, needs = found["merge"], found["needs"]
+    lines = [("method", record["method"]), ("inputs", ", ".join(record["inputs"]))]
+    lines += [("parameters", f"{found['parameters']:,}"), ("bytes", size(found["bytes"]))]
+    lines += [("loads with", f"stock transformers ({found['saved_as']})")] if "prune_" not in found["saved_as"] else []
+    wanted = f"needs about: {size(needs['memory'])} of memory, {size(needs['disk'])} of disk"
+    shown: list[Table | str] = [Table(("what", "value"), lines), wanted]
+    if rows := record.get("layers"):
+        models = list(rows[0]["delta_norm"])
+        head = ("layer", *(f"norm of change, {model}" for model in models), "cosine", "signs differ")
+        body = [
+            (
+                str(row["layer"]),
+                *(f"{row['delta_norm'].get(model, 0.0):.4g}" for model in models),
+                "" if row["cosine"] is None else f"{row['cosine']:.3f}",
+                f"{row['sign_conflicts']:.1%}",
+            )
+            for row in rows
+        ]
+        shown.insert(1, Table(head, body, frozenset(range(1, len(head)))))
+    return [*shown, f"files: {out}"]
+
+
 def flat(value: Any) -> str:
     """A value, or the values of a mapping, on one line."""
     return ", ".join(str(inner) for inner in value.values() if inner) if isinstance(value, dict) else str(value)

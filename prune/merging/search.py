@@ -1,0 +1,176 @@
+"""Searching merge parameters, and the order of layers, for what measures best (https://arxiv.org/abs/2403.13187).
+
+CMA-ES from the library `cma` proposes, a measurement disposes; every candidate is written down, and a search that was
+stopped goes on from what is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prune.document import Document
+from prune.errors import PruneError
+from prune.merging.block import parameters
+from prune.merging.methods import method
+
+STEP = 0.25  # of a first proposal, where weights go from 0 to 1
+IN, OUT, BORDER = 0.75, 0.25, 0.5  # of a layer's variable: there, not there, and what divides the two
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched: `points` weights over the layers for each of `inputs`, then `repeat` passes over `layers`."""
+
+    document: Document
+    parameter: str
+    points: int
+    inputs: int
+    layers: int
+    repeat: int
+
+    def start(self) -> list[float]:
+        """All inputs alike, and each layer once in its place: the first candidate."""
+        first = 0.5 if not self.inputs or self.parameter == "t" else 1.0 / max(self.inputs, 1)
+        path = [IN if place < self.layers else OUT for place in range(self.layers * self.repeat)]
+        return [first] * (self.points * self.inputs) + path
+
+    def config(self, vector: Sequence[float]) -> Document:
+        """The merge config with a candidate's weights in it."""
+        value = copy.deepcopy(dict(self.document.value))
+        rows = [
+            [round(number, 6) for number in vector[place * self.points : (place + 1) * self.points]]
+            for place in range(self.inputs)
+        ]
+        setting: list[Any] = [row[0] if len(row) == 1 else row for row in rows]
+        if self.parameter == "t" and setting:
+            value["parameters"] = {**(value.get("parameters") or {}), "t": setting[0]}
+            return Document(self.document.name, value)
+        for entry, own in zip(_entries(value) if setting else (), setting, strict=True):
+            entry["parameters"] = {**(entry.get("parameters") or {}), self.parameter: own}
+        return Document(self.document.name, value)
+
+    def path(self, vector: Sequence[float]) -> list[int] | None:
+        """The layers of a candidate, in order; None where their order is not searched."""
+        if not self.repeat:
+            return None
+        own = vector[self.points * self.inputs :]
+        return [place % self.layers for place, number in enumerate(own) if number > BORDER] or [0]
+
+
+def space(document: Document, *, weights: int, layers: int, depth: int) -> Space:
+    """What a config leaves to search. `layers` is how often each of `depth` layers may stand; 0 leaves them alone."""
+    taken = parameters(method(document.value["merge_method"]))
+    name = next((name for name in ("weight", "t") if name in taken), "")
+    if weights and not name:
+        raise PruneError(f"{document.value['merge_method']} has no weights to search", where="search")
+    inputs = (1 if name == "t" else sum(1 for _ in _entries(dict(document.value)))) if weights else 0
+    found = Space(document, name, weights, inputs, depth, layers)
+    if not found.start():
+        raise PruneError("give weights or layers at least 1, or there is nothing to search", where="search")
+    return found
+
+
+def _entries(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every input of a config that has a weight."""
+    base = value.get("base_model") if method(value["merge_method"]).BASE != "input" else None
+    inside = next(iter(value["modules"].values())) if value.get("modules") else value
+    lists = [inside["models"]] if inside.get("models") else [own["sources"] for own in inside.get("slices") or ()]
+    for entries in lists:
+        yield from (entry for entry in entries if base is None or entry["model"] != base)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best candidate, what it measured, and all of them in the order they were tried."""
+
+    vector: list[float]
+    value: float
+    candidates: list[dict[str, Any]]
+
+
+def search(
+    start: Sequence[float],
+    measure: Callable[[list[float]], float],
+    *,
+    budget: int,
+    seed: int,
+    log: Path | None = None,
+    tried: Callable[[], None] = lambda: None,
+) -> Found:
+    """The vector of numbers from 0 to 1 with the least measurement among `budget` candidates, the first being `start`.
+
+    Candidates in `log`, a JSON object a line, are not measured again: proposals follow from the seed and what was
+    measured, so a search that goes on proposes the same ones. `tried` is called after each.
+    """
+    known = _known(log)
+    candidates: list[dict[str, Any]] = []
+
+    def tell(vector: Sequence[float]) -> float:
+        rounded = [round(min(max(float(number), 0.0), 1.0), 6) for number in vector]
+        number = len(candidates)
+        if number < len(known) and known[number]["parameters"] == rounded:
+            entry = known[number]
+        else:
+            entry = {"number": number, "parameters": rounded, "value": measure(rounded)}
+            if log:
+                _append(log, entry, number)
+        candidates.append(entry)
+        tried()
+        return float(entry["value"])
+
+    tell(start)
+    for proposals, answer in _proposals(start, budget - 1, seed):
+        answer([tell(proposal[: len(start)]) for proposal in proposals])
+    best = min(candidates, key=lambda entry: entry["value"])
+    return Found(best["parameters"], best["value"], candidates)
+
+
+def _proposals(
+    start: Sequence[float], budget: int, seed: int
+) -> Iterator[tuple[list[Sequence[float]], Callable[[list[float]], None]]]:
+    """Generations of candidates, each with what to call with their measurements; the last is cut to the budget."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import cma
+    except ImportError:
+        raise PruneError("searching needs the package cma: pip install 'prune-kit[search]'", where="search") from None
+    padded = [*start, 0.5] if len(start) == 1 else [*start]  # it does not search along a line
+    settings = {"seed": seed + 1, "bounds": [0, 1], "verbose": -9, "verb_log": 0, "verb_disp": 0}
+    strategy = cma.CMAEvolutionStrategy(padded, STEP, settings)
+    while budget > 0:
+        asked = strategy.ask()
+        if len(asked) <= budget:
+            yield asked, lambda values, asked=asked: strategy.tell(asked, values)  # type: ignore[misc]
+        else:
+            yield asked[:budget], lambda values: None  # noqa: ARG005
+        budget -= len(asked)
+
+
+def _known(log: Path | None) -> list[dict[str, Any]]:
+    """The candidates of a search that was stopped, up to the first damaged line."""
+    found: list[dict[str, Any]] = []
+    if log is None or not log.is_file():
+        return found
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(entry, dict) or entry.get("number") != len(found):
+            break
+        found.append(entry)
+    return found
+
+
+def _append(log: Path, entry: dict[str, Any], number: int) -> None:
+    """Writes a candidate down after the ones before it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text(encoding="utf-8").splitlines()[:number] if log.is_file() else []
+    log.write_text("".join(f"{line}\n" for line in [*lines, json.dumps(entry, sort_keys=True)]), encoding="utf-8")
