@@ -82,7 +82,7 @@ def test_imports_point_down(path: Path) -> None:
         assert not {own, other} <= ROOMS, f"{path} imports another room: {name}"
 
 
-@pytest.mark.parametrize("folder", ["remove/criteria", "exports"])
+@pytest.mark.parametrize("folder", ["remove/criteria", "exports", "merging/methods"])
 def test_methods_do_not_import_each_other(folder: str) -> None:
     methods = {path for path in (PACKAGE / folder).glob("*.py") if defines(path) & {"score", "score_model", "check"}}
     assert methods
