@@ -46,17 +46,17 @@ def paths(model: Model, layers: Sequence[int]) -> list[str]:
 
 
 def shaped(
-    model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int]]
+    model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int]], width: int
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
-    """The config and class for what is left: the kept layers (old indices) with the sizes of each.
+    """The config and class for what is left: the kept layers (old indices) with the sizes of each, and the width.
 
     In order of preference: the family's own stock type, its alias (the same computation under another stock type), or
     the family's non-uniform type.
     """
     assert len(layers) == len(sizes) >= 1, (layers, sizes)
-    values = _depth(model, layers, sizes)
+    values = {**_depth(model, layers, sizes), model.family.sizes["width"]: width}
     common = _common(model, sizes)
-    if common is not None and accepts(model, **common):
+    if common is not None and accepts(model, **common, width=width):
         uniform = {**values, **{model.family.sizes[number]: value for number, value in common.items()}}
         found = _stock(model.family, uniform)
         if found is not None:
@@ -89,6 +89,8 @@ def _depth(model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int
 def _common(model: Model, sizes: Sequence[Mapping[str, int]]) -> dict[str, int] | None:
     """The numbers that all layers share, or None. A layer without experts has channels instead, and the reverse."""
     found: dict[str, int] = {}
+    if any(not own["attention"] or not own["mlp"] for own in sizes):
+        return None
     for own in sizes:
         lacks = set()
         if "experts" in model.family.sizes:

@@ -78,6 +78,45 @@ def experts(module: str, router: str) -> dict[str, tuple[Part, ...]]:
 
 
 @dataclass(frozen=True)
+class Sublayer:
+    """A half of a layer that can be left out, so that the stream passes it by: attention, or the MLP.
+
+    `module` is what then gives zeros; `others` belong to it and pass on what they are given (its norms).
+    """
+
+    module: str
+    others: tuple[str, ...] = ()
+    returns: int = 0  # how many values the module returns in a tuple; 0 for a plain tensor
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The modules whose parameters go."""
+        return (self.module, *self.others)
+
+
+def halves(attention: str, mlp: str, *, norms: tuple[tuple[str, ...], tuple[str, ...]]) -> dict[str, Sublayer]:
+    """Attention and MLP of a layer, by their modules and the norms that belong to each."""
+    return {"attention": Sublayer(attention, norms[0], returns=2), "mlp": Sublayer(mlp, norms[1])}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What is as wide as the model besides the linears of a layer's parts: norms, embedding, head.
+
+    Norms are root mean squares over the width. `offset` is what they add to their weight; `scaled` says that the
+    embedding is multiplied by the square root of the width.
+    """
+
+    norms: tuple[str, ...]  # modules in a layer
+    embedding: str = "model.embed_tokens"
+    final: str = "model.norm"
+    head: str = "lm_head"
+    others: tuple[tuple[str, int], ...] = ()  # further tensors in a layer and their dim of that width
+    offset: float = 0.0
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
 class Alias:
     """Another stock type that computes exactly the same, for shapes that this family's config refuses."""
 
@@ -108,6 +147,8 @@ class Family:
         str, tuple[Part, ...]
     ]  # kind -> what shrinks together; "query_heads" takes the "q" blocks of "heads"
     sizes: Mapping[str, str]  # number ("heads", "kv_heads", "channels", "layers", "width" ...) -> config key
+    sublayers: Mapping[str, Sublayer] = field(default_factory=dict)  # "attention", "mlp" -> what goes with it
+    stream: Stream | None = None  # None where the width cannot be cut
     encoder: str = ""  # path of a list of layers that comes before `layers`; counted by the number "encoder_layers"
     per_layer_lists: tuple[str, ...] = ("layer_types",)  # config lists with one entry a layer
     first_layers: tuple[str, ...] = ("max_window_layers",)  # config counts of layers from the first on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -14,14 +14,18 @@ from prune.errors import PruneError, unknown
 from prune.model.family import Part, Role, blocks, extents
 from prune.model.model import Model
 
-Kind = Literal["heads", "query_heads", "channels", "experts", "layers"]
+Kind = Literal["heads", "query_heads", "channels", "experts", "layers", "attention", "mlp", "width"]
 KINDS: dict[Kind, str] = {
     "heads": "key-value heads, each with its query heads",
     "query_heads": "query heads, equally many from every key-value head",
     "channels": "intermediate channels of the MLP, or of each expert",
     "experts": "experts, each with its row of the router",
     "layers": "whole layers",
+    "attention": "the attention of whole layers",
+    "mlp": "the MLPs, or mixtures, of whole layers",
+    "width": "positions of the hidden state",
 }
+HALVES = ("attention", "mlp")  # of a layer
 GROUPED_ROWS = (
     8  # the grouped matrix product that transformers runs experts with refuses rows of 16-bit numbers otherwise
 )
@@ -48,7 +52,8 @@ class Group:
     """Units that may be removed one by one, e.g. "layers.3.heads".
 
     `partitions` lose units equally. `whole` names each unit's tensors when a unit is not a slice but whole tensors
-    (a layer). `layer` is None for a group that spans the model. At least `minimum` units must stay, and what stays of
+    (a layer, or half of one); `places` are then the layers they lie in. `layer` is None for a group that spans the
+    model. At least `minimum` units must stay, and what stays of
     a partition comes in multiples of `multiple`.
     """
 
@@ -61,6 +66,7 @@ class Group:
     partitions: tuple[tuple[int, ...], ...] = ()
     minimum: int = 1
     multiple: int = 1
+    places: tuple[int, ...] = ()
 
     @property
     def consumers(self) -> tuple[Slice, ...]:
@@ -78,6 +84,10 @@ def _offered(model: Model, kind: str) -> bool:
         return not any(getattr(model.config, switch, False) for switch in model.family.numbered)
     if kind == "query_heads" and model.numbers["heads"] == model.numbers["kv_heads"]:
         return False  # each is a head of its own
+    if kind in HALVES:
+        return kind in model.family.sublayers and any(model.has(i, kind) for i in range(model.numbers["layers"]))
+    if kind == "width":
+        return model.family.stream is not None
     return _holder(kind) in model.family.parts
 
 
@@ -92,7 +102,8 @@ def groups(model: Model, what: str | Sequence[str]) -> list[Group]:
             raise unknown("kind of group", kind, KINDS)
         if not _offered(model, kind):
             raise _refusal(model, kind)
-        found.append(_layers(model) if kind == "layers" else _in_layers(model, kind))
+        spanning = {"layers": _layers, "attention": _halves, "mlp": _halves, "width": _width}
+        found.append(spanning[kind](model, kind) if kind in spanning else _in_layers(model, kind))
     return [group for kind in found for group in kind]
 
 
@@ -112,13 +123,60 @@ def _holder(kind: str) -> str:
     return "heads" if kind == "query_heads" else kind
 
 
-def _layers(model: Model) -> list[Group]:
+def _layers(model: Model, kind: str) -> list[Group]:
     count, encoder = model.numbers["layers"], model.numbers.get("encoder_layers", 0)
     whole = tuple(tuple(model.names(layer)) for layer in range(count))
     stacks: tuple[tuple[int, ...], ...] = (tuple(range(count)),)
     if 2 * encoder == count:  # as many of each, or generation with a cache fails
         stacks = (tuple(range(encoder)), tuple(range(encoder, count)))
-    return [Group("layers", "layers", None, count, whole=whole, partitions=stacks, minimum=2 if encoder else 1)]
+    least, places = 2 if encoder else 1, tuple(range(count))
+    return [Group(kind, kind, None, count, whole=whole, partitions=stacks, minimum=least, places=places)]
+
+
+def _halves(model: Model, kind: str) -> list[Group]:
+    """The attentions, or the MLPs, that are there."""
+    places = tuple(layer for layer in range(model.numbers["layers"]) if model.has(layer, kind))
+    whole = tuple(tuple(model.half(layer, kind)) for layer in places)
+    units = len(places)
+    return [Group(kind, kind, None, units, whole=whole, partitions=(tuple(range(units)),), places=places)]
+
+
+def _width(model: Model, kind: str) -> list[Group]:
+    """Every dim of every parameter that runs along the hidden state."""
+    units = model.numbers["width"]
+    index = torch.arange(units)[:, None]
+    found = [Slice(name, dim, index, role) for name, dim, role in stream(model)]
+    assert all(model.tensors.info[piece.name].shape[piece.dim] == units for piece in found), found
+    return [Group(kind, kind, None, units, tuple(found), partitions=(tuple(range(units)),))]
+
+
+def stream(model: Model) -> list[tuple[str, int, Role]]:
+    """The tensors that run along the hidden state, each with the dim that does and whether it writes or reads it."""
+    own = model.family.stream
+    assert own is not None, model.family.model_type
+    outer: list[tuple[str, int, Role]] = [
+        (f"{own.embedding}.weight", 1, "producer"),
+        (f"{own.head}.weight", 1, "consumer"),
+        (f"{own.final}.weight", 0, "follower"),
+    ]
+    inner = _along_stream(model)
+    inside = [(f"{model.layer(i)}.{leaf}", dim, role) for i in range(model.numbers["layers"]) for leaf, dim, role in inner]
+    return [entry for entry in (*outer, *inside) if entry[0] in model.tensors.info]
+
+
+def _along_stream(model: Model) -> list[tuple[str, int, Role]]:
+    """The same for the tensors of any layer, by their names there."""
+    own = model.family.stream
+    assert own is not None, model.family.model_type
+    found: dict[str, tuple[int, Role]] = {f"{norm}.weight": (0, "follower") for norm in own.norms}
+    found |= {leaf: (dim, "consumer" if dim else "producer") for leaf, dim in own.others}
+    for part in (part for kind, parts in model.family.parts.items() for part in parts if not part.norm_of):
+        if not part.tensor.endswith(".bias") and part.role != "follower":  # the other dim of a matrix
+            reads = part.role in ("producer", "router")
+            found[part.tensor] = (3 - part.dim if part.stacked else 1 - part.dim, "consumer" if reads else "producer")
+            if not reads:
+                found[part.tensor.removesuffix("weight") + "bias"] = (0, "producer")
+    return [(leaf, dim, role) for leaf, (dim, role) in found.items()]
 
 
 def _in_layers(model: Model, kind: str) -> list[Group]:
@@ -198,6 +256,14 @@ def _index(
         offset += length[segment]
     one = torch.cat(columns, dim=1)
     return torch.cat([one + expert * offset for expert in range(stack)])
+
+
+def within(group: Group, layer: int, root: str) -> Group | None:
+    """What of a group lies in the layer at the path `root`: all, none, or those slices of one that spans the model."""
+    if group.layer is not None or not group.slices:
+        return group if group.layer == layer else None
+    own = tuple(piece for piece in group.slices if piece.name.startswith(root + "."))
+    return replace(group, slices=own)
 
 
 def along(piece: Slice, tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from prune.model.family import Family
 from prune.model.tensors import Tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -34,6 +35,7 @@ class Model:
     source: str
     files: Mapping[str, Path] = field(default_factory=dict)
     weights: tuple[Path, ...] = ()  # the files that hold the tensors, when they lie on disk
+    energies: Mapping[str, Tensor] = field(default_factory=dict)  # norm's weight -> mean square of each of its inputs
 
     @property
     def uniform(self) -> bool:
@@ -51,7 +53,10 @@ class Model:
         return f"{self.family.encoder}.{index}" if index < encoder else self.family.layer(index - encoder)
 
     def sizes(self, layer: int) -> dict[str, int]:
-        """heads, kv_heads, channels, experts, expert_channels and head_dim of one layer, from its tensors' shapes."""
+        """heads, kv_heads, channels, experts, expert_channels and head_dim of one layer, from its tensors' shapes.
+
+        `attention` and `mlp` are 1, or 0 where the layer has no such half.
+        """
         head_dim = self.numbers["head_dim"]
         found = dict.fromkeys(("q", "kv", "qkv", "c", "e", "x"), 0)
         parts = [part for kind in self.family.parts.values() for part in kind]
@@ -70,6 +75,8 @@ class Model:
             "experts": found["e"],
             "expert_channels": found["x"],
             "head_dim": head_dim,
+            "attention": int(self.has(layer, "attention")),
+            "mlp": int(self.has(layer, "mlp")),
         }
 
     def shape(self) -> dict[str, Any]:
@@ -81,6 +88,15 @@ class Model:
             "head_dim": self.numbers["head_dim"],
             **{name: [sizes[name] for sizes in layers] for name in counted},
         }
+
+    def half(self, layer: int, kind: str) -> list[str]:
+        """The tensors of a layer's attention or mlp, with the norms that belong to it."""
+        inside = tuple(f"{self.layer(layer)}.{path}." for path in self.family.sublayers[kind].paths)
+        return [name for name in self.names(layer) if name.startswith(inside)]
+
+    def has(self, layer: int, kind: str) -> bool:
+        """Whether a layer has attention, or an mlp; every layer of a family that cannot leave them out has both."""
+        return kind not in self.family.sublayers or bool(self.half(layer, kind))
 
     def names(self, layer: int) -> list[str]:
         """The tensors of one layer."""

@@ -18,11 +18,16 @@ from transformers.pytorch_utils import Conv1D
 
 from prune.model import family as families
 from prune.model.family import PREFIX, Family, extents
+from prune.model.halves import leave_out
 
 # These classes read the widest value on purpose and narrow each layer after; the warning is for code that does not.
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
     lambda record: "Reading global config value for per-layer" not in str(record.msg)
 )
+
+
+# half of a layer -> the numbers that it holds
+HELD = {"attention": ("heads", "kv_heads"), "mlp": ("channels", "experts", "expert_channels")}
 
 
 @cache
@@ -57,18 +62,27 @@ def _model_class(family_name: str, stock: type[PreTrainedModel]) -> type[PreTrai
 
 
 def layer_sizes(family: Family, config: PreTrainedConfig) -> list[dict[str, int]]:
-    """Every layer's heads, kv_heads, channels, experts and head_dim as the config states them."""
+    """Every layer's heads, kv_heads, channels, experts and head_dim as the config states them.
+
+    `attention` and `mlp` are 0 where the config says to skip them, and so is what they would hold.
+    """
     config.allow_global_per_layer_attribute_access = True
     head_dim = families.numbers(family, config)["head_dim"]
-    return [
-        {"channels": 0, "experts": 0, "expert_channels": 0, **families.numbers(family, layer), "head_dim": head_dim}
-        for layer in config.per_layer_config  # resolved: overrides over the common values
-    ]
+    found = []
+    for layer in config.per_layer_config:  # resolved: overrides over the common values
+        own = {"channels": 0, "experts": 0, "expert_channels": 0, **families.numbers(family, layer)}
+        skipped = [half for half in HELD if half in (getattr(layer, "skip", None) or ())]
+        empty = dict.fromkeys((number for half in skipped for number in HELD[half]), 0)
+        found.append({**own, "head_dim": head_dim, **{half: int(half not in skipped) for half in HELD}, **empty})
+    return found
 
 
-def overrides(family: Family, sizes: Mapping[str, int]) -> dict[str, int]:
-    """One layer's entry in `per_layer_config`."""
-    return {family.sizes[number]: sizes[number] for number in family.structural}
+def overrides(family: Family, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """One layer's entry in `per_layer_config`; `skip` names the halves that are left out."""
+    skipped = [half for half in HELD if not sizes[half]]
+    absent = {number for half in skipped for number in HELD[half]}
+    own: dict[str, Any] = {family.sizes[number]: sizes[number] for number in family.structural if number not in absent}
+    return {**own, "skip": skipped} if skipped else own
 
 
 def narrow(model: nn.Module, family: Family, sizes: list[dict[str, int]]) -> None:
@@ -77,6 +91,8 @@ def narrow(model: nn.Module, family: Family, sizes: list[dict[str, int]]) -> Non
     layers = model.get_submodule(path)
     assert isinstance(layers, nn.ModuleList) and len(layers) == len(sizes), path
     for index, (layer, own) in enumerate(zip(layers, sizes, strict=True)):
+        for half in (half for half in family.sublayers if not own[half]):
+            leave_out(layer, family.sublayers[half], index)
         for module in family.configured:
             layer.get_submodule(module).config = model.config.per_layer_config[index]  # type: ignore[union-attr, index]
         for part in (part for kind in family.parts.values() for part in kind):

@@ -69,6 +69,7 @@ class Edit:
     source: str
     keep: Mapping[int, Tensor]  # dim -> positions
     scale: float | Callable[[], float] = 1.0
+    offset: float = 0.0  # added before the factor and taken off after it: a norm's weight may stand for (1 + weight)
 
     @property
     def plain(self) -> bool:
@@ -83,7 +84,9 @@ class Edit:
             positions = positions.to(tensor.device)
             tensor = tensor.index_select(dim, positions) if positions.ndim == 1 else _each(tensor, dim, positions)
         scale = self.scale() if callable(self.scale) else self.scale
-        return tensor if scale == 1.0 else (tensor.float() * scale).to(tensor.dtype)
+        if scale == 1.0:
+            return tensor
+        return ((tensor.float() + self.offset) * scale - self.offset).to(tensor.dtype)
 
 
 def _each(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:

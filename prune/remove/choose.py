@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prune.errors import PruneError, unknown
 from prune.model import config as configs
-from prune.model.groups import Group
+from prune.model.groups import HALVES, Group
 from prune.model.model import Model
 
 Scope = Literal["layer", "global"]
@@ -34,7 +34,8 @@ def choose(
 
     Give `ratio`, the fraction removed, or `count`, the number removed: of every group with scope "layer" (all layers
     stay alike, a stock checkpoint), of all groups of a kind together with scope "global". Counts that no stock config
-    carries move to the nearest that one does, upwards when two are as near. `multiple_of` holds for the channels kept.
+    carries move to the nearest that one does, upwards when two are as near. `multiple_of` holds for the channels kept,
+    and the width.
     `protect` names layers (numbers), kinds ("heads") or groups ("layers.3.heads") that stay whole. With scope
     "global" scores are made comparable between layers: divided by their group's mean, standardised, or left alone.
     Raises PruneError when nothing would be left or a name is unknown.
@@ -46,11 +47,12 @@ def choose(
         own = [group for group in groups if group.kind == kind]
         open_ = [group for group in own if group.name not in safe]
         alike = len(open_) == len(own)
-        step = multiple_of if kind in ("channels", "traced") else 1
-        if scope == "layer" or kind == "layers":
+        step = multiple_of if kind in ("channels", "traced", "width") else 1
+        if scope == "layer" or own[0].layer is None:
             for group in open_:
                 kept = _count(model, group, ratio, count, step, stock=alike)
-                plan[group.name] = _best(group, scores[group.name], kept, pinned if kind == "layers" else set())
+                held = {unit for unit, layer in enumerate(group.places) if layer in pinned}
+                plan[group.name] = _best(group, scores[group.name], kept, held)
         else:
             plan.update(_globally(open_, scores, ratio, count, step, normalize))
     return plan
@@ -74,7 +76,7 @@ def _protected(groups: Sequence[Group], protect: Iterable[int | str]) -> tuple[s
         number = int(text) if text.isdigit() else None
         inside = {g.name for g in groups if g.layer is not None and g.layer == number}
         named = {g.name for g in groups if item in (g.name, g.kind)}
-        layers = {number} if any(g.kind == "layers" and number in range(g.units) for g in groups) else set()
+        layers = {number} if any(number in g.places for g in groups) else set()
         if not inside | named and not layers:
             raise PruneError(
                 unknown("group or layer to protect", item, {g.kind for g in groups} | {g.name for g in groups}).message
@@ -109,8 +111,10 @@ def structural(group: Group, step: int = 1) -> list[int]:
 
 def legal(model: Model, group: Group, kept: int) -> bool:
     """Whether a stock config carries this many units in every layer."""
-    if group.kind in ("layers", "traced"):
+    if group.kind in ("layers", "traced", *HALVES):
         return True
+    if group.kind == "width":
+        return configs.accepts(model, width=kept)
     sizes = model.sizes(group.layer or 0)
     if group.kind == "heads":
         return configs.accepts(model, kv_heads=kept, heads=kept * (sizes["heads"] // sizes["kv_heads"]))

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from prune.errors import PruneError, unknown
 from prune.model import config as configs
-from prune.model.groups import KINDS, Group, by_name, groups
+from prune.model.groups import HALVES, KINDS, Group, by_name, groups
 from prune.model.model import Model
+from prune.model.nonuniform import HELD
 from prune.model.tensors import Edit, edited
+from prune.remove import stream
 from prune.remove.norms import factor
 
 Plan = dict[str, list[int]]  # kept units per group name, ascending
+Factor = tuple[Callable[[], float], float]  # what a tensor is multiplied by, and its offset: see Edit
 PARTITIONS = {
     "query_heads": "every key-value head must keep as many query heads,",
     "channels": "every expert must keep as many channels,",
@@ -30,13 +33,33 @@ def cut(model: Model, plan: Mapping[str, Sequence[int]]) -> Model:
     result is stock where a stock config carries its shapes. Raises PruneError for a plan that does not fit the model.
     """
     found = checked(model, plan)
-    kept_layers = list(plan.get("layers", range(model.numbers["layers"])))
-    sizes = [_sizes(model, layer, plan) for layer in kept_layers]
-    config, architecture = configs.shaped(model, kept_layers, sizes)
-    edits = dict(_edits(model, kept_layers, positions(model, found, plan), _factors(model, found, plan)))
-    return replace(
-        model, config=config, architecture=architecture, tensors=edited(model.tensors, edits), weights=model.weights
-    )
+    kept = layers(model, plan)
+    gone = halves(model, plan)
+    sizes = [_sizes(model, layer, plan, gone.get(layer, [])) for layer in kept]
+    config, architecture = configs.shaped(model, kept, sizes, len(plan.get("width", range(model.numbers["width"]))))
+    factors = {**_factors(model, found, plan), **stream.factors(model, plan)}
+    edits = dict(_edits(model, kept, gone, positions(model, found, plan), factors))
+    return replace(model, config=config, architecture=architecture, tensors=edited(model.tensors, edits), energies={})
+
+
+def layers(model: Model, plan: Mapping[str, Sequence[int]]) -> list[int]:
+    """The layers that stay: those that the plan keeps and that keep anything but their way past."""
+    kept = plan.get("layers", range(model.numbers["layers"]))
+    gone = halves(model, plan)
+    empty = [layer for layer in kept if all(half in gone.get(layer, ()) or not model.has(layer, half) for half in HALVES)]
+    if len(empty) == len(kept):
+        raise PruneError("no layer would keep its attention or its mlp", where="attention")
+    return [layer for layer in kept if layer not in empty]
+
+
+def halves(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[int, list[str]]:
+    """Layer -> which of "attention" and "mlp" the plan takes from it."""
+    gone: dict[int, list[str]] = {}
+    for kind in (kind for kind in HALVES if kind in plan):
+        places = [layer for layer in range(model.numbers["layers"]) if model.has(layer, kind)]
+        for layer in set(places) - {places[unit] for unit in plan[kind]}:
+            gone.setdefault(layer, []).append(kind)
+    return gone
 
 
 def checked(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Group]:
@@ -84,7 +107,7 @@ def _removed(group: Group, kept: Sequence[int]) -> list[int]:
 
 def _factors(
     model: Model, found: Mapping[str, Group], plan: Mapping[str, Sequence[int]]
-) -> dict[str, Callable[[], float]]:
+) -> dict[str, Factor]:
     """Norm weight -> what it is multiplied by, measured when it is read."""
     removed: dict[str, list[Tensor]] = {}
     pieces = {}
@@ -94,11 +117,13 @@ def _factors(
             if piece.norm_of:
                 pieces[piece.name] = piece
                 removed.setdefault(piece.name, []).append(piece.index[units].reshape(-1))
-    return {name: partial(factor, model, piece, torch.cat(removed[name]).unique()) for name, piece in pieces.items()}
+    return {
+        name: (partial(factor, model, piece, torch.cat(removed[name]).unique()), 0.0) for name, piece in pieces.items()
+    }
 
 
-def _sizes(model: Model, layer: int, plan: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """What is left of one layer."""
+def _sizes(model: Model, layer: int, plan: Mapping[str, Sequence[int]], gone: Sequence[str]) -> dict[str, int]:
+    """What is left of one layer, with the halves in `gone` taken from it."""
     sizes = model.sizes(layer)
     group = sizes["heads"] // max(sizes["kv_heads"], 1)
     kv_heads = set(plan.get(f"layers.{layer}.heads", range(sizes["kv_heads"])))
@@ -111,25 +136,32 @@ def _sizes(model: Model, layer: int, plan: Mapping[str, Sequence[int]]) -> dict[
     elif channels is not None:
         left["channels"] = len(channels)
     left["experts"] = len(plan.get(f"layers.{layer}.experts", range(sizes["experts"])))
-    return left
+    return {**left, **{number: 0 for half in gone for number in (half, *HELD[half])}}
 
 
 def _edits(
     model: Model,
     layers: Sequence[int],
+    gone: Mapping[int, Sequence[str]],
     keep: Mapping[str, Mapping[int, Tensor]],
-    factors: Mapping[str, Callable[[], float]],
+    factors: Mapping[str, Factor],
 ) -> Iterator[tuple[str, Edit]]:
     """New tensor name -> where it comes from: layers are renumbered, everything else keeps its name."""
+
+    def edit(name: str) -> Edit:
+        return Edit(name, keep.get(name, {}), *factors.get(name, ()))
+
     inside = {name for layer in range(model.numbers["layers"]) for name in model.names(layer)}
     for name in model.tensors.info:
         if name not in inside:
-            yield name, Edit(name, keep.get(name, {}))
+            yield name, edit(name)
     for old, new in configs.renumbered(model, layers).items():
+        left = {name for half in gone.get(old, ()) for name in model.half(old, half)}
         for name in model.names(old):
-            yield new + name.removeprefix(model.layer(old)), Edit(name, keep.get(name, {}), factors.get(name, 1.0))
+            if name not in left:
+                yield new + name.removeprefix(model.layer(old)), edit(name)
     for name, new in _moved(model, layers).items():
-        yield new, Edit(name, keep.get(name, {}))
+        yield new, edit(name)
 
 
 def _moved(model: Model, layers: Sequence[int]) -> dict[str, str]:

@@ -22,6 +22,9 @@ def in_words(groups: Sequence[Group], plan: Plan, *, named: bool = True) -> dict
 
 def _spanning(group: Group, plan: Plan, named: bool) -> str:
     gone = sorted(set(range(group.units)) - set(plan[group.name]))
+    if group.kind == "width":
+        return f"{len(gone)} of {group.units}"
+    gone = [group.places[unit] for unit in gone]
     which = f": {', '.join(map(str, gone))}" if named and gone else ""
     return f"{len(gone)} of {group.units}{which}"
 

@@ -44,6 +44,12 @@ class Work:
     end: int
     settings: Settings
     additive: dict[str, bool]  # path of an output linear -> whether its output is added to the stream as it is
+    width: Tensor | None = None  # positions of the uncut stream that the pruned one still has; None for all
+
+    def stream(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Uncut hidden states at positions that are text and still there, float32 (tokens, width)."""
+        found = text(states, mask)
+        return found if self.width is None else found[:, self.width.to(found.device)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor]) -> Iter
         rows = [(linear.rows, text(_output(seen[linear.path]), mask)) for linear in stage.linears]
         wanted = torch.cat([found if kept is None else found[:, kept.to(found.device)] for kept, found in rows], dim=1)
         if stage.output and work.settings.share and work.additive[path]:
-            wanted = wanted + work.settings.share * (text(dense.inputs[b], mask) - text(pruned.inputs[b], mask))
+            missed = work.stream(dense.inputs[b], mask) - text(pruned.inputs[b], mask)
+            wanted = wanted + work.settings.share * missed
         with watching(pruned.module, paths, stop=True) as mine:
             until_seen(lambda b=b: pruned.forward(b))  # type: ignore[misc]
         pair.add(b, text(mine[paths[0]][0], mask), wanted)
@@ -148,12 +155,12 @@ def _last(work: Work, stage: Stage, before: list[Tensor]) -> Iterator[Solved]:
         with watching(pruned.module, [path, block] if block else [path]) as mine:
             out = text(pruned.forward(b), mask)
         if work.additive[path]:
-            start = text(before[b], mask)
-            wanted = text(ends[b], mask) - start
+            start = work.stream(before[b], mask)
+            wanted = work.stream(ends[b], mask) - start
             if work.settings.share:
                 wanted = wanted + work.settings.share * (start - out + text(_output(mine[path]), mask))
         else:
-            wanted = text(before[b], mask)
+            wanted = work.stream(before[b], mask)
         pair.add(b, text(mine[path][0], mask), wanted)
         before[b] = before[b].new_empty(0)
         if block:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from prune.errors import PruneError
 from prune.model.groups import Slice, by_name, groups
+from prune.model.halves import left_out
 from prune.model.model import Model
 from prune.model.walk import Batch, Visit, walk
 from prune.progress import Progress
-from prune.remove import routing
+from prune.remove import routing, stream
+from prune.remove.cut import halves, layers
 from prune.remove.gather import module_path
 from prune.remove.norms import masked_factor
 
@@ -34,32 +36,45 @@ def prove(
     """Walk both models in float32 over one batch, token ids (batch, length) or images, layer beside layer.
 
     In the big one, removed heads and channels have their consumer's input zeroed, removed experts a router logit of
-    minus infinity, and removed layers pass their input on. Gives the largest relative difference of any layer's
+    minus infinity, and removed layers, attentions and MLPs pass their input on. Where positions of the hidden state go,
+    they are zero wherever the stream is read, norms are rescaled by the share that is kept, and the logits must agree
+    too. Gives the largest relative difference of any layer's
     output. Raises PruneError, naming the layer, when one is over the tolerance: the cut is then wrong and must not be
     used.
     """
-    kept = list(plan.get("layers", range(big.numbers["layers"])))
+    kept, gone = layers(big, plan), halves(big, plan)
     masks = masked_inputs(big, plan)
-    sliced = walk(small, [batch], device=device, dtype=torch.float32)
+    narrower = len(plan.get("width", ())) not in (0, big.numbers["width"])
+    options: dict[str, Any] = {"device": device, "dtype": torch.float32, "head": narrower}
+    sliced = walk(small, [batch], **options)
     differences: dict[int, float] = {}
     tokens = 0
-    for visit in walk(big, [batch], device=device, dtype=torch.float32, progress=progress):
-        tokens = max(tokens, visit.inputs[0].shape[:2].numel())
-        if visit.index not in kept:
+    for visit in walk(big, [batch], **options, progress=progress):
+        inside = visit.index < big.numbers["layers"]
+        if inside:
+            tokens = max(tokens, visit.inputs[0].shape[:2].numel())
+        if inside and visit.index not in kept:
             visit.outputs = visit.inputs
             continue
-        with zeroing(visit, big.layer(visit.index), masks):
+        without = [big.family.sublayers[half] for half in gone.get(visit.index, ())]
+        with zeroing(visit, big, masks), left_out(visit.module, without), stream.masking(big, visit, plan) as width:
+            if narrower:
+                visit.inputs[0] = stream.masked(visit.inputs[0], width)
             expected = visit.run()[0]
-        visit.free()  # one layer at a time, of the two models together
+        if narrower and inside:
+            expected = visit.outputs[0] = stream.masked(expected, width)
+            expected = expected[..., width]
         other = next(sliced)
         found = other.run()[0]
-        other.free()
+        if inside:  # one layer at a time, of the two models together
+            visit.free()
+            other.free()
         differences[visit.index] = relative_difference(expected, found, visit.mask(0))
         if not differences[visit.index] <= TOLERANCE:
             raise PruneError(
                 f"masked and sliced outputs differ by {differences[visit.index]:.1e} of their scale, over"
                 f" {TOLERANCE:.0e}: the cut is wrong and is not kept",
-                where=big.layer(visit.index),
+                where=big.layer(visit.index) if inside else "the head",
             )
     return {
         "max_relative_difference": max(differences.values()),
@@ -83,13 +98,14 @@ class Mask:
 
 def masked_inputs(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, Mask]:
     """Tensor name -> the mask of the removed units there: consumers, routers, and norms that run over a cut dim."""
-    names = [name for name in plan if name != "layers"]
+    names = [name for name in plan if name.count(".") == 2]
+    out = {name for layer, kinds in halves(model, plan).items() for kind in kinds for name in model.half(layer, kind)}
     kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
     masks: dict[str, Mask] = {}
     for name, group in by_name(groups(model, kinds), names).items():
         removed = sorted(set(range(group.units)) - set(plan[name]))
         for piece in group.slices if removed else ():
-            if piece.role in ("consumer", "router") or piece.norm_of:
+            if piece.name not in out and (piece.role in ("consumer", "router") or piece.norm_of):
                 positions = piece.index[removed].reshape(-1)
                 if piece.name in masks:
                     positions = torch.cat([masks[piece.name].positions, positions]).unique()
@@ -99,8 +115,9 @@ def masked_inputs(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[str, 
 
 
 @contextmanager
-def zeroing(visit: Visit, root: str, masks: Mapping[str, Mask]) -> Iterator[None]:
-    """While inside, the layer at `root` computes as if the masked units were not there."""
+def zeroing(visit: Visit, model: Model, masks: Mapping[str, Mask]) -> Iterator[None]:
+    """While inside, a layer of the model computes as if the masked units were not there."""
+    root = model.layer(visit.index) if visit.index < model.numbers["layers"] else "none"
     with ExitStack() as hooks:
         for name, mask in masks.items():
             if name.startswith(root + "."):

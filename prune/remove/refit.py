@@ -21,7 +21,8 @@ from prune.model.model import Model
 from prune.model.overlay import Changes, changed
 from prune.model.walk import Batch, walk
 from prune.progress import Progress
-from prune.remove.cut import checked, cut, positions
+from prune.remove.cut import checked, cut, halves, positions
+from prune.remove.cut import layers as kept_layers
 from prune.remove.divergence import divergence
 from prune.remove.layerfit import Linears, Settings, Solved, Work, solved
 from prune.remove.stages import stages
@@ -79,6 +80,9 @@ def refit(
     only = _before_dropped(model, plan) if fold_only else None
     if only is not None:
         target = "residual"
+    narrower = _width(model, plan) is not None
+    if narrower and target == "pruned":
+        raise PruneError("the uncut layers cannot take a narrower stream; choose dense or residual", where="target")
     if target == "auto":
         target = _best_target(model, reference, small, plan, batches, common, record, place)
     record.update(
@@ -100,7 +104,7 @@ def _check_reference(model: Model, reference: Model) -> None:
 
 def _before_dropped(model: Model, plan: Mapping[str, Sequence[int]]) -> frozenset[int]:
     """The kept layers that are followed by dropped ones."""
-    layers = list(plan.get("layers", range(model.numbers["layers"])))
+    layers = kept_layers(model, plan)
     found = frozenset(layer for layer in layers if _end(model, layers, layer) > layer)
     if not found:
         raise PruneError("nothing to fold: no kept layer comes before a dropped one", where="fold")
@@ -122,12 +126,12 @@ def _best_target(
     if not fit:
         return "residual"
     found: dict[str, float] = {}
-    for name in TRIALS:
+    for name in TRIALS if _width(model, plan) is None else TRIALS[:2]:
         settings = Settings(SHARES[name], name == "pruned", **{**common, "linears": "outputs", "rounds": 0})
         trial = fitted(model, reference, small, plan, fit, settings, Changes(), {}, place, None)
         found[name] = divergence(trial, reference, judge, **place)
     record["divergence"] = found
-    return min(TRIALS, key=found.__getitem__)
+    return min((name for name in TRIALS if name in found), key=found.__getitem__)
 
 
 def trial_windows(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -165,9 +169,10 @@ def fitted(
 ) -> Model:
     """`small`, the cut of `model`, with its linears solved anew in one walk along the reference."""
     kept = positions(model, checked(model, plan), plan)
-    layers = list(plan.get("layers", range(model.numbers["layers"])))
+    layers, gone = kept_layers(model, plan), halves(model, plan)
+    width = _width(model, plan)
     uncut = walk(reference, batches, progress=progress, **place)
-    touched = reference is not model
+    touched = reference.tensors is not model.tensors or width is not None
     additive: dict[str, bool] = {}
     for pruned, layer in zip(walk(small, batches, **place), layers, strict=True):
         dense = next(visit for visit in uncut if visit.index == layer)
@@ -175,17 +180,23 @@ def fitted(
             dense.inputs[:] = pruned.inputs
         here = _within(kept, model.layer(layer))
         end = _end(model, layers, layer)
-        touched = touched or bool(here) or end > layer
+        touched = touched or bool(here) or end > layer or layer in gone
         if not touched or (settings.only is not None and layer not in settings.only):
             continue
         inner = settings.linears == "all" and _same_shapes(model, reference, layer)
-        todo = stages(small, pruned.index, here, inner=inner)
+        todo = stages(small, pruned.index, here, width, inner=inner)
         todo = todo if settings.only is None else [stage for stage in todo if stage.output][-1:]
-        for found in solved(Work(dense, pruned, uncut, end, settings, additive), todo):
+        for found in solved(Work(dense, pruned, uncut, end, settings, additive, width), todo):
             _keep(changes, record, small.layer(pruned.index), found)
     for _ in uncut:  # dropped layers may come last
         pass
     return changed(small, changes)
+
+
+def _width(model: Model, plan: Mapping[str, Sequence[int]]) -> Tensor | None:
+    """The positions of the hidden state that stay, None when all do."""
+    kept = plan.get("width", range(model.numbers["width"]))
+    return torch.tensor(list(kept)) if len(kept) < model.numbers["width"] else None
 
 
 def _within(kept: Mapping[str, Mapping[int, Tensor]], root: str) -> dict[str, Mapping[int, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prune.errors import PruneError, unknown
-from prune.model.groups import Group
+from prune.model.groups import Group, within
 from prune.model.model import Model
 from prune.model.walk import Batch, walk
 from prune.options import check_options, options_of
@@ -93,12 +93,13 @@ def _walked(
     scores: Scores = {}
     for visit in walk(model, batches, progress=progress, **place):
         root = model.layer(visit.index)
-        here = [group for group in groups if group.layer == visit.index]
+        here = [own for group in groups if (own := within(group, visit.index, root)) is not None]
         consumers = {piece.name: piece for group in here for piece in group.consumers}
         found = gather(visit, root, consumers.values(), module.NEEDS)
         weights = dict(visit.module.named_parameters(prefix=root))
         for group in here:
-            scores[group.name] = module.score(group, weights.__getitem__, found, **settings)
+            own = module.score(group, weights.__getitem__, found, **settings)
+            scores[group.name] = scores[group.name] + own if group.name in scores else own
         del weights  # or this layer would stay in memory beside the next
     return scores
 

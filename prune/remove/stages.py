@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +32,20 @@ class Stage:
     output: bool
 
 
-def stages(model: Model, layer: int, kept: Mapping[str, Mapping[int, Tensor]], *, inner: bool) -> list[Stage]:
+def stages(
+    model: Model, layer: int, kept: Mapping[str, Mapping[int, Tensor]], width: Tensor | None = None, *, inner: bool
+) -> list[Stage]:
     """A layer's stages: attention before MLP, and with `inner` what feeds each output linear before it.
 
-    `kept` says which positions of the unpruned layer's parameters stay, by name in the layer and dim. Stacked
-    experts have none.
+    `kept` says which positions of the unpruned layer's parameters stay, by name in the layer and dim, and
+    `width` which positions of the stream do, if not all. Stacked experts have none.
     """
     found: list[Stage] = []
     for kind in (kind for kind in SOLVED if kind in kinds(model)):
         group = next((g for g in groups(model, kind) if g.layer == layer), None)
         pieces = [p for p in group.slices if _solvable(model, p)] if group else []
         producers = [_linear(model, layer, p, kept) for p in pieces if p.role == "producer"]
-        consumers = [_linear(model, layer, p, {}) for p in pieces if p.role == "consumer"]
+        consumers = [replace(_linear(model, layer, p, {}), rows=width) for p in pieces if p.role == "consumer"]
         if inner and producers:
             found.append(Stage(tuple(producers), output=False))
         found += [Stage((linear,), output=True) for linear in consumers]

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from prune.errors import PruneError
 from prune.model import family as families
-from prune.model.groups import Group, along, groups, kinds
+from prune.model.groups import HALVES, Group, along, groups, kinds
 from prune.model.model import Model
 from prune.model.nonuniform import model_class
 from prune.model.open import open as open_model
@@ -83,7 +83,7 @@ def test_masking_units_and_slicing_them_away_is_the_same(model_type: str) -> Non
 @EACH
 def test_several_kinds_are_cut_together(model_type: str) -> None:
     model = opened(model_type)
-    plan = chosen(model, [kind for kind in kinds(model) if kind != "query_heads"], 0.5)
+    plan = chosen(model, [kind for kind in kinds(model) if kind not in ("query_heads", *HALVES)], 0.5)
     small = cut(model, plan)
     prove(model, plan, small, zoo.batch(model_type))
     assert close(zoo.logits(load(small), zoo.batch(model_type)), walked(small, model_type))
@@ -105,10 +105,11 @@ def test_removing_nothing_changes_nothing(model_type: str) -> None:
 @EACH
 def test_dead_units_cost_nothing(model_type: str) -> None:
     model = opened(model_type)
-    for kind in set(kinds(model)) - {"layers", "experts"}:  # an expert whose output is zero still takes its share
+    for kind in set(kinds(model)) - {"layers", "experts", *HALVES}:  # an expert whose output is zero still takes its share
         plan = chosen(model, kind, 0.5)
         dead = _deadened(model, groups(model, kind), plan)
-        assert close(walked(cut(dead, plan), model_type), walked(dead, model_type)), kind
+        tolerance = 1e-3 if kind == "width" else 1e-4  # what a norm adds to its mean square weighs less in fewer positions
+        assert close(walked(cut(dead, plan), model_type), walked(dead, model_type), tolerance), kind
 
 
 def _deadened(model: Model, found: Sequence[Group], plan: Mapping[str, Sequence[int]]) -> Model:
@@ -154,8 +155,41 @@ def test_layers_that_differ_reload_and_generate(model_type: str, tmp_path: Path)
         assert torch.equal(_generated(loaded, inputs, cache=True), _generated(loaded, inputs, cache=False))
 
 
+@EACH
+def test_layers_without_attention_or_mlp_reload_and_generate(model_type: str, tmp_path: Path) -> None:
+    model, inputs = opened(model_type), zoo.batch(model_type)
+    if not set(HALVES) <= set(kinds(model)):
+        assert model.family.sublayers.keys() <= set(HALVES)
+        return
+    plan = {"attention": [1, 2], "mlp": [0, 2]}  # the first layer without attention: the cache counts there
+    small = cut(model, plan)
+    assert not small.uniform
+    prove(model, plan, small, inputs)
+    save(small, tmp_path / "small")
+    loaded = load(tmp_path / "small")
+    expected = zoo.logits(load(small), inputs)
+    assert close(walked(small, model_type), expected, 1e-5)
+    assert torch.equal(zoo.logits(loaded, inputs), expected)
+    by_stock_code = model_class(model_type, type(zoo.module(model_type))).from_pretrained(tmp_path / "small")
+    assert torch.equal(zoo.logits(by_stock_code.eval(), inputs), expected)
+    assert torch.equal(_generated(loaded, inputs, cache=True), _generated(loaded, inputs, cache=False))
+    again = open_model(tmp_path / "small")
+    assert [again.sizes(i) for i in range(3)] == [small.sizes(i) for i in range(3)]
+    assert again.tensors.info == small.tensors.info
+    twice = cut(again, {"attention": [1], "layers": [0, 2]})  # units are the attentions that are left
+    assert close(walked(twice, model_type), walked(cut(model, {**plan, "attention": [2], "layers": [0, 2]}), model_type))
+
+
+def test_a_layer_that_loses_both_halves_is_dropped_and_the_rest_is_stock() -> None:
+    model = opened("llama")
+    both = cut(model, {"attention": [0, 2], "mlp": [0, 2]})
+    assert both.uniform
+    assert both.tensors.info == cut(model, {"layers": [0, 2]}).tensors.info
+    prove(model, {"attention": [0, 2], "mlp": [0, 2]}, both, zoo.batch("llama"))
+
+
 def _narrowed(model: Model) -> list[str]:
-    return [kind for kind in kinds(model) if kind not in ("layers", "query_heads")]
+    return [kind for kind in kinds(model) if kind not in ("layers", "query_heads", "width", *HALVES)]
 
 
 def _fewer(group: Group) -> list[int]:
@@ -203,7 +237,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
     folders = {}
     for model_type in zoo.FAMILIES:
         model = opened(model_type)
-        able = [kind for kind in kinds(model) if kind != "query_heads" and kind not in model.family.fixed]
+        able = [kind for kind in kinds(model) if kind not in ("query_heads", *HALVES, *model.family.fixed)]
         small = cut(model, chosen(model, able, 0.5))
         assert small.uniform, model_type
         folder = root / model_type / "small"

@@ -1,7 +1,16 @@
 """Gemma 3, text only: four norms a layer, norms over each head's query and key (`Gemma3ForCausalLM`)."""
 
 from prune.model.families.llama import ATTENTION, ATTRIBUTES, MLP, SIZES
-from prune.model.family import Family
+from prune.model.family import Family, Stream, halves
+
+SUBLAYERS = halves(
+    "self_attn",
+    "mlp",
+    norms=(
+        ("input_layernorm", "post_attention_layernorm"),
+        ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+)
 
 FAMILY = Family(
     model_type="gemma3_text",
@@ -9,5 +18,7 @@ FAMILY = Family(
     layers="model.layers",
     parts={"heads": ATTENTION, "channels": MLP},
     sizes=SIZES,
+    sublayers=SUBLAYERS,
+    stream=Stream((*SUBLAYERS["attention"].others, *SUBLAYERS["mlp"].others), offset=1.0, scaled=True),
     attributes=ATTRIBUTES,
 )

@@ -1,6 +1,6 @@
 """GPT-2: fused query, key and value, and weights stored transposed (`GPT2LMHeadModel`)."""
 
-from prune.model.family import SQUARE, Family, cols, rows
+from prune.model.family import SQUARE, Family, cols, halves, rows
 
 FAMILY = Family(
     model_type="gpt2",
@@ -14,6 +14,7 @@ FAMILY = Family(
         "channels": (*rows("mlp.c_fc", "c", transposed=True), *cols("mlp.c_proj", "c", transposed=True)),
     },
     sizes={"layers": "n_layer", "width": "n_embd", "heads": "n_head", "channels": "n_inner"},
+    sublayers=halves("attn", "mlp", norms=(("ln_1",), ("ln_2",))),
     fixed={"heads": SQUARE},
     numbered=("scale_attn_by_inverse_layer_idx",),
     attributes={"attn.split_size": "q", "attn.num_heads": "heads"},

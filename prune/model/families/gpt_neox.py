@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: query, key and value interleaved head by head (`GPTNeoXForCausalLM`)."""
 
-from prune.model.family import SQUARE, Family, cols, rows
+from prune.model.family import SQUARE, Family, cols, halves, rows
 
 FAMILY = Family(
     model_type="gpt_neox",
@@ -16,5 +16,6 @@ FAMILY = Family(
         "heads": "num_attention_heads",
         "channels": "intermediate_size",
     },
+    sublayers=halves("attention", "mlp", norms=(("input_layernorm",), ("post_attention_layernorm",))),
     fixed={"heads": SQUARE},
 )

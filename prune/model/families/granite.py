@@ -1,6 +1,6 @@
 """Granite: Llama's layers with multipliers on embeddings, attention and residuals (`GraniteForCausalLM`)."""
 
-from prune.model.families.llama import ATTENTION, ATTRIBUTES, MLP, SIZES
+from prune.model.families.llama import ATTENTION, ATTRIBUTES, MLP, SIZES, STREAM, SUBLAYERS
 from prune.model.family import Family
 
 FAMILY = Family(
@@ -9,5 +9,7 @@ FAMILY = Family(
     layers="model.layers",
     parts={"heads": ATTENTION, "channels": MLP},
     sizes=SIZES,
+    sublayers=SUBLAYERS,
+    stream=STREAM,
     attributes=ATTRIBUTES,
 )

@@ -1,6 +1,6 @@
 """Llama and what shares its layers: RMSNorm, rotary attention with grouped heads, gated MLP (`LlamaForCausalLM`)."""
 
-from prune.model.family import Alias, Family, cols, rows
+from prune.model.family import Alias, Family, Stream, cols, halves, rows
 
 ATTENTION = (
     *rows("self_attn.q_proj", "q"),
@@ -17,6 +17,8 @@ SIZES = {
     "channels": "intermediate_size",
     "head_dim": "head_dim",
 }
+SUBLAYERS = halves("self_attn", "mlp", norms=(("input_layernorm",), ("post_attention_layernorm",)))
+STREAM = Stream(("input_layernorm", "post_attention_layernorm"))
 ATTRIBUTES = {"self_attn.num_key_value_groups": "groups", "mlp.intermediate_size": "channels"}
 
 FAMILY = Family(
@@ -25,6 +27,8 @@ FAMILY = Family(
     layers="model.layers",
     parts={"heads": ATTENTION, "channels": MLP},
     sizes=SIZES,
+    sublayers=SUBLAYERS,
+    stream=STREAM,
     attributes=ATTRIBUTES,
     # LlamaConfig refuses head counts that do not divide the hidden size; Mistral without a window is the same sum.
     alias=Alias(

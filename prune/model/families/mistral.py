@@ -1,6 +1,6 @@
 """Mistral: Llama's layers without biases, with an optional sliding window (`MistralForCausalLM`)."""
 
-from prune.model.families.llama import ATTENTION, ATTRIBUTES, MLP, SIZES
+from prune.model.families.llama import ATTENTION, ATTRIBUTES, MLP, SIZES, STREAM, SUBLAYERS
 from prune.model.family import Family
 
 FAMILY = Family(
@@ -9,5 +9,7 @@ FAMILY = Family(
     layers="model.layers",
     parts={"heads": ATTENTION, "channels": MLP},
     sizes=SIZES,
+    sublayers=SUBLAYERS,
+    stream=STREAM,
     attributes=ATTRIBUTES,
 )

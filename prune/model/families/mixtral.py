@@ -1,6 +1,6 @@
 """Mixtral: Mistral's attention and a mixture of experts in every layer (`MixtralForCausalLM`)."""
 
-from prune.model.families.llama import ATTENTION, SIZES
+from prune.model.families.llama import ATTENTION, SIZES, STREAM, SUBLAYERS
 from prune.model.family import Family, Stored, experts
 
 EXPERTS = experts("mlp.experts", router="mlp.gate")
@@ -22,6 +22,8 @@ FAMILY = Family(
         "experts": "num_local_experts",
         "routed": "num_experts_per_tok",
     },
+    sublayers=SUBLAYERS,
+    stream=STREAM,
     attributes=ATTRIBUTES,
     stored=Stored(
         renames=(("block_sparse_moe.", "mlp."),),

@@ -1,7 +1,7 @@
 """OLMo 2: norms after attention and MLP, and norms over all heads' queries and keys at once (`Olmo2ForCausalLM`)."""
 
 from prune.model.families.llama import ATTENTION, ATTRIBUTES, MLP, SIZES
-from prune.model.family import Family, norm
+from prune.model.family import Family, Stream, halves, norm
 
 NORMS = (
     *norm("self_attn.q_norm", "q", "self_attn.q_proj.weight"),
@@ -14,5 +14,7 @@ FAMILY = Family(
     layers="model.layers",
     parts={"heads": (*ATTENTION, *NORMS), "channels": MLP},
     sizes=SIZES,
+    sublayers=halves("self_attn", "mlp", norms=(("post_attention_layernorm",), ("post_feedforward_layernorm",))),
+    stream=Stream(("post_attention_layernorm", "post_feedforward_layernorm")),
     attributes=ATTRIBUTES,
 )

@@ -1,6 +1,6 @@
 """OPT: biases everywhere, learned positions, an MLP of two linears (`OPTForCausalLM`)."""
 
-from prune.model.family import SQUARE, Family, cols, rows
+from prune.model.family import SQUARE, Family, cols, halves, rows
 
 FAMILY = Family(
     model_type="opt",
@@ -21,6 +21,7 @@ FAMILY = Family(
         "heads": "num_attention_heads",
         "channels": "ffn_dim",
     },
+    sublayers=halves("self_attn", "fc2", norms=(("self_attn_layer_norm",), ("fc1", "final_layer_norm"))),
     fixed={"heads": SQUARE},
     attributes={"self_attn.num_heads": "heads"},
     normed_after={"do_layer_norm_before": False},

@@ -1,6 +1,6 @@
 """StarCoder2: Llama's attention with biases, and an MLP of two linears (`Starcoder2ForCausalLM`)."""
 
-from prune.model.families.llama import ATTENTION, SIZES
+from prune.model.families.llama import ATTENTION, SIZES, SUBLAYERS
 from prune.model.family import Family, cols, rows
 
 FAMILY = Family(
@@ -9,5 +9,6 @@ FAMILY = Family(
     layers="model.layers",
     parts={"heads": ATTENTION, "channels": (*rows("mlp.c_fc", "c"), *cols("mlp.c_proj", "c"))},
     sizes=SIZES,
+    sublayers=SUBLAYERS,
     attributes={"self_attn.num_key_value_groups": "groups"},
 )

@@ -9,27 +9,29 @@ import torch
 from torch import Tensor
 
 from prune.errors import PruneError
-from prune.model.groups import Group
+from prune.model.groups import Group, within
 from prune.model.model import Model
 from prune.model.walk import Batch, Visit, walk
 from prune.remove.gather import module_path
 from prune.remove.stages import watching
 
-KINDS = ("heads", "query_heads", "channels")
+KINDS = ("heads", "query_heads", "channels", "width")
 
 
 def score_model(model: Model, groups: Sequence[Group], batches: Sequence[Batch], **options: Any) -> dict[str, Tensor]:
     """Each unit's activation: a head's output or a channel's, as its consumer reads it; float32 (units,) by group.
 
+    A position of the width has those of all norms' outputs, as the linears that read the stream see them, added up.
     `options` are those of the walk.
     """
-    if any(piece.stacked for group in groups for piece in group.consumers):
+    if any(piece.stacked for group in groups for piece in group.consumers if group.kind != "width"):
         raise PruneError("criterion 'activation' does not score the channels of experts; choices: wanda, flap")
     scores = {group.name: torch.zeros(group.units) for group in groups}
     sequences = sum(len(next(iter(batch.values()))) for batch in batches)
     for visit in walk(model, batches, **options):
-        here = [group for group in groups if group.layer == visit.index]
-        consumers = {piece.name: module_path(piece, model.layer(visit.index)) for g in here for piece in g.consumers}
+        root = model.layer(visit.index)
+        here = [own for group in groups if (own := within(group, visit.index, root)) is not None]
+        consumers = {piece.name: module_path(piece, root) for g in here for piece in g.consumers}
         visit.outputs = []
         for b in range(len(batches)):
             with watching(visit.module, list(consumers.values())) as seen:

@@ -1,4 +1,4 @@
-"""KL: greedily, the layers whose removal moves the predictions least, as in SLEB. https://arxiv.org/abs/2402.09025."""
+"""KL: greedily, the layers (or halves of layers) whose removal moves the predictions least, as in SLEB. https://arxiv.org/abs/2402.09025."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prune.model.walk import Batch, logits
 from prune.remove.cut import cut
 from prune.remove.divergence import divergence
 
-KINDS = ("layers",)
+KINDS = ("layers", "attention", "mlp")
 HELD = 2**28  # logits kept in memory, at most; more are computed anew each time
 
 
@@ -27,40 +27,51 @@ def score_model(
     rounds: int = 1,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """The "layers" group's scores, float32 (layers,), nats per position.
+    """Scores of the layers, of the attentions or of the MLPs, each kind for itself, float32 (units,), nats per position.
 
-    In each of `rounds` rounds the layer goes whose removal leaves the least KL divergence from the uncut model; those
+    In each of `rounds` rounds the unit goes whose removal leaves the least KL divergence from the uncut model; those
     have negative scores, in their order. The others have the divergence that removing them next would leave. One round
-    runs the model once for every layer that is there. `options` are those of the walk.
+    runs the model once for every unit that is there. `options` are those of the walk.
     """
     check(groups, rounds=rounds)
-    (group,) = groups
     expected = _held(model, batches, options)
+    return {group.name: _greedy(model, group, batches, rounds, expected, options) for group in groups}
+
+
+def _greedy(
+    model: Model,
+    group: Group,
+    batches: Sequence[Batch],
+    rounds: int,
+    expected: list[Tensor] | None,
+    options: dict[str, Any],
+) -> Tensor:
     kept = list(range(group.units))
     scores = torch.zeros(group.units)
     for turn in range(rounds):
         found = {
-            layer: divergence(
-                cut(model, {"layers": [other for other in kept if other != layer]}),
+            unit: divergence(
+                cut(model, {group.name: [other for other in kept if other != unit]}),
                 model,
                 batches,
                 expected=expected,
                 **options,
             )
-            for layer in kept
+            for unit in kept
         }
-        for layer, value in found.items():
-            scores[layer] = value
+        for unit, value in found.items():
+            scores[unit] = value
         least = min(found, key=found.__getitem__)
         kept.remove(least)
         scores[least] = turn - rounds
-    return {group.name: scores}
+    return scores
 
 
 def check(groups: Sequence[Group], *, rounds: int = 1, **_: Any) -> None:
     """PruneError for more rounds than there are layers to drop."""
-    if not 1 <= rounds < groups[0].units:
-        raise PruneError(f"rounds must be from 1 to {groups[0].units - 1}, not {rounds}")
+    most = min(group.units for group in groups) - 1
+    if not 1 <= rounds <= most:
+        raise PruneError(f"rounds must be from 1 to {most}, not {rounds}")
 
 
 def _held(model: Model, batches: Sequence[Batch], options: dict[str, Any]) -> list[Tensor] | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prune.model.groups import Group, along
 from prune.remove.gather import Statistics
 
-KINDS = ("heads", "query_heads", "channels", "experts", "layers")
+KINDS = ("heads", "query_heads", "channels", "experts", "layers", "attention", "mlp", "width")
 NEEDS: tuple[str, ...] = ()
 
 

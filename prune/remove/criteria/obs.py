@@ -14,7 +14,7 @@ from prune.errors import PruneError
 from prune.model.groups import Group
 from prune.remove.gather import Statistics
 
-KINDS = ("heads", "query_heads", "channels")
+KINDS = ("heads", "query_heads", "channels", "width")
 NEEDS = ("gram",)
 COMPENSATES = "weights"  # what is left is updated to make up for what was removed
 
@@ -31,8 +31,11 @@ def score(
 
     Sorted, the scores are the error that is left after 1, 2, ... units are gone; the last one's is that of all of them.
     Units go in at most `rounds` rounds of about as many each. `damping` is a multiple of the Gram's mean diagonal.
+
+    Positions of the width are read by many linears at once, which no one order serves: each scores what its removal
+    alone would cost all of them together.
     """
-    if any(piece.stacked for piece in group.consumers):
+    if any(len(weights(piece.name).shape) > 2 for piece in group.consumers):
         raise PruneError(
             "criterion 'obs' does not score the channels of experts; choices: wanda, flap", where=group.name
         )
@@ -41,8 +44,19 @@ def score(
         weight = weights(piece.name)
         weight = weight if piece.dim == 1 else weight.T
         gram = statistics[piece.name]["gram"]
-        total += greedy(gram, weight, piece.index.to(gram.device), rounds=rounds, damping=damping).float().cpu()
+        index = piece.index.to(gram.device)
+        if group.kind == "width":
+            total += alone(gram, weight, index, damping=damping).float().cpu()
+        else:
+            total += greedy(gram, weight, index, rounds=rounds, damping=damping).float().cpu()
     return total
+
+
+def alone(gram: Tensor, weight: Tensor, index: Tensor, *, damping: float) -> Tensor:
+    """What removing each unit alone costs: tr(W_g [(H^-1)_gg]^-1 W_g'), float64 (units,)."""
+    kind = torch.float32 if gram.device.type == "mps" else torch.float64
+    everyone = torch.ones(len(index), dtype=torch.bool, device=gram.device)
+    return _costs(_inverse(gram.to(kind), damping), weight.to(gram.device, kind), index, everyone)
 
 
 def greedy(gram: Tensor, weight: Tensor, index: Tensor, *, rounds: int, damping: float) -> Tensor:

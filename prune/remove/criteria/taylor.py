@@ -20,7 +20,7 @@ from prune.model.model import Model
 from prune.model.save import load
 from prune.model.walk import INPUTS, Batch
 
-KINDS = ("heads", "query_heads", "channels", "layers")
+KINDS = ("heads", "query_heads", "channels", "layers", "attention", "mlp", "width")
 
 
 def score_model(

@@ -11,7 +11,7 @@ from torch import Tensor
 from prune.model.groups import Group, along
 from prune.remove.gather import Statistics
 
-KINDS = ("heads", "query_heads", "channels")
+KINDS = ("heads", "query_heads", "channels", "width")
 NEEDS = ("square",)
 
 
@@ -22,7 +22,8 @@ def score(
     *,
     norm: Literal["l1", "l2"] = "l1",
 ) -> Tensor:
-    """Sum over a unit's consumer columns j of |W[:, j]| x rms(X_j); float32 (units,).
+    """Sum over a unit's consumer columns j of |W[:, j]| x rms(X_j); float32 (units,). A position of the width has
+    columns in every linear that reads the stream.
 
     The published score has the norm over tokens, ||X_j||; the root mean square ranks the same and does not grow with
     the calibration data.

@@ -1,0 +1,81 @@
+"""Mending a cut: making up for what went, by refit, by folding, or as the criterion's own method does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prune.errors import PruneError
+from prune.model.groups import HALVES
+from prune.model.model import Model
+from prune.model.overlay import Changes
+from prune.model.walk import Batch
+from prune.remove.compensate import How, compensate
+from prune.remove.cut import cut
+from prune.remove.refit import refit
+
+COMPENSATED: dict[str, How] = {"flap": "bias", "obs": "weights"}  # criterion -> what its own method does after a cut
+WHOLE = ("layers", "width", *HALVES)  # kinds whose cuts those methods say nothing about
+
+
+@dataclass(frozen=True)
+class Mending:
+    """What is done after a cut: `refit` with its options, `fold`, or the `criterion`'s own way; any may be nothing."""
+
+    criterion: str = ""
+    refit: Mapping[str, Any] | None = None
+    fold: bool = False
+
+    def __bool__(self) -> bool:
+        return self.refit is not None or self.fold or self.criterion in COMPENSATED
+
+
+def mend(
+    model: Model,
+    plan: Mapping[str, Sequence[int]],
+    batches: Sequence[Batch] | None,
+    mending: Mending,
+    *,
+    original: Model | None = None,
+    record: dict[str, Any],
+    **place: Any,
+) -> Model:
+    """The model cut by a plan, and what it lost made up for; `place` are options of `walk`.
+
+    Refit aims at `original` where it has the model's layers and width, else at the model itself. `record` is given
+    what was done. Raises PruneError when there is something to do and no text to look at.
+    """
+    if not mending:
+        return cut(model, plan)
+    if batches is None:
+        raise PruneError("refit and fold look at data; give the recipe a calibration", where="refit")
+    changes = Changes.large(model.tensors.bytes)
+    if mending.refit is None and not mending.fold:
+        if any(kind in plan for kind in WHOLE):
+            return cut(model, plan)
+        record["compensated"] = COMPENSATED[mending.criterion]
+        return compensate(model, plan, batches, how=COMPENSATED[mending.criterion], changes=changes, **place)
+    options = dict(mending.refit or {})
+    reference = original if options.pop("reference", "original") == "original" and original is not None else model
+    if any(reference.numbers[number] != model.numbers[number] for number in ("layers", "width")):
+        record["warning"] = "refit against the model as this step found it: the original has other layers"
+        reference = model
+    found: dict[str, Any] = {}
+    record["refit"] = found
+    small = refit(
+        model,
+        plan,
+        batches,
+        reference=reference,
+        fold_only=mending.refit is None,
+        changes=changes,
+        record=found,
+        **options,
+        **place,
+    )
+    if few := found.get("few_tokens"):
+        record["warning"] = f"fewer calibration tokens than unknowns in {len(few)} linears ({few[0]} first): damped"
+    return small
+
+
