@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the tiny models live with 
 
 from prune.errors import PruneError
 from prune.model import family as families
-from prune.model.groups import Group, groups, kinds
+from prune.model.groups import HALVES, Group, groups, kinds
 from prune.model.model import Model
 from prune.model.open import open as open_model
 from prune.remove.choose import legal, structural
@@ -20,7 +20,7 @@ from prune.remove.cut import cut
 from tests import zoo
 
 PAGE = Path(__file__).parent / "families.md"
-KINDS = ("heads", "query_heads", "channels", "experts", "layers")
+KINDS = ("heads", "query_heads", "channels", "experts", "layers", "attention", "mlp", "width")
 INTRO = """\
 # Model families
 
@@ -38,6 +38,9 @@ the table: masked equals sliced, a stock reload with equal logits to the last bi
 
 """
 AFTER = """
+Attention and mlp are those of whole layers: a layer that loses both is dropped, and the result is stock where no other
+layer loses one alone. The width is that of the hidden state; norms over it are rescaled by the ratio that was measured.
+
 Every family also has a form whose layers differ (`scope: global`), except where the notes say otherwise. Checkpoints
 are written with the names and the layout that stock transformers writes: experts one by one, ViT's under older names.
 
@@ -80,8 +83,10 @@ def _cell(model: Model, kind: str) -> str:
     if kind == "layers":
         small = cut(model, {"layers": [unit for part in found[0].partitions for unit in part[1:]]})
         return _word(small)
+    if kind in HALVES:
+        return _word(cut(model, {kind: list(range(1, found[0].units))}))
     counts = [count for count in structural(found[0]) if count < found[0].units]
-    wide = _wide(model)
+    wide = _wide(model) if kind != "width" else model
     fit = [count for count in counts if legal(wide, found[0], count)]
     if not fit:
         return "prune.load"

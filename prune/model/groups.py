@@ -160,7 +160,9 @@ def stream(model: Model) -> list[tuple[str, int, Role]]:
         (f"{own.final}.weight", 0, "follower"),
     ]
     inner = _along_stream(model)
-    inside = [(f"{model.layer(i)}.{leaf}", dim, role) for i in range(model.numbers["layers"]) for leaf, dim, role in inner]
+    inside = [
+        (f"{model.layer(i)}.{leaf}", dim, role) for i in range(model.numbers["layers"]) for leaf, dim, role in inner
+    ]
     return [entry for entry in (*outer, *inside) if entry[0] in model.tensors.info]
 
 

@@ -46,7 +46,9 @@ def layers(model: Model, plan: Mapping[str, Sequence[int]]) -> list[int]:
     """The layers that stay: those that the plan keeps and that keep anything but their way past."""
     kept = plan.get("layers", range(model.numbers["layers"]))
     gone = halves(model, plan)
-    empty = [layer for layer in kept if all(half in gone.get(layer, ()) or not model.has(layer, half) for half in HALVES)]
+    empty = [
+        layer for layer in kept if all(half in gone.get(layer, ()) or not model.has(layer, half) for half in HALVES)
+    ]
     if len(empty) == len(kept):
         raise PruneError("no layer would keep its attention or its mlp", where="attention")
     return [layer for layer in kept if layer not in empty]
@@ -105,9 +107,7 @@ def _removed(group: Group, kept: Sequence[int]) -> list[int]:
     return sorted(set(range(group.units)) - set(kept))
 
 
-def _factors(
-    model: Model, found: Mapping[str, Group], plan: Mapping[str, Sequence[int]]
-) -> dict[str, Factor]:
+def _factors(model: Model, found: Mapping[str, Group], plan: Mapping[str, Sequence[int]]) -> dict[str, Factor]:
     """Norm weight -> what it is multiplied by, measured when it is read."""
     removed: dict[str, list[Tensor]] = {}
     pieces = {}

@@ -77,5 +77,3 @@ def mend(
     if few := found.get("few_tokens"):
         record["warning"] = f"fewer calibration tokens than unknowns in {len(few)} linears ({few[0]} first): damped"
     return small
-
-

@@ -134,12 +134,12 @@ def _best_target(
     return min((name for name in TRIALS if name in found), key=found.__getitem__)
 
 
-def trial_windows(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+def trial_windows(batches: Sequence[Batch], most: tuple[int, int] = TRIAL_WINDOWS) -> tuple[list[Batch], list[Batch]]:
     """Windows to fit a trial on and others to judge it on; none when there are too few."""
     total = sum(
         len(batch["input_ids"]) if "input_ids" in batch else len(next(iter(batch.values()))) for batch in batches
     )
-    fit, judge = (min(most, total // 4) for most in TRIAL_WINDOWS)
+    fit, judge = (min(bound, total // 4) for bound in most)
     return (taken(batches, 0, fit), taken(batches, fit, fit + judge)) if fit and judge else ([], [])
 
 

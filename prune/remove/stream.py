@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prune.model.model import Model
+from prune.model.tensors import Edit
 from prune.model.walk import Batch, Visit, walk
 from prune.remove.stages import text
 
@@ -120,7 +121,7 @@ def masking(model: Model, visit: Visit, plan: Plan) -> Iterator[Tensor]:
                 name = f"{root}{path}.weight"
                 if name in model.tensors.info:
                     module = visit.module.get_submodule(path)
-                    scale = ratio(model, name, kept) * (len(kept) / width) ** 0.5
+                    scale = _as_stored(model, name, kept) * (len(kept) / width) ** 0.5
                     hooks.callback(module.register_forward_pre_hook(partial(_zero, kept)).remove)
                     hooks.callback(module.register_forward_hook(partial(_scaled, scale)).remove)
                     hooks.enter_context(_epsilon(module, len(kept) / width))
@@ -150,5 +151,23 @@ def _zero(kept: Tensor, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor,
     return (masked(args[0], kept), *args[1:])
 
 
-def _scaled(scale: float, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return output * scale
+def _scaled(scale: Tensor, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output * scale.to(output.device)
+
+
+def _as_stored(model: Model, name: str, kept: Tensor) -> Tensor:
+    """What each position of a norm is multiplied by once its new weight is rounded to the type that is stored."""
+    assert model.family.stream is not None
+    weight, offset = model.tensors.read(name), model.family.stream.offset
+    scale = ratio(model, name, kept)
+    before = weight.float() + offset
+    after = Edit(name, {}, scale, offset)(weight).float() + offset
+    return torch.where(before == 0, scale, after / before)
+
+
+def exact(model: Model) -> bool:
+    """Whether only norms are rounded when the width is cut: a scaled embedding is too, unless it is float32."""
+    own = model.family.stream
+    if own is None or not own.scaled:
+        return True
+    return model.tensors.info[f"{own.embedding}.weight"].dtype == torch.float32

@@ -105,10 +105,16 @@ def test_removing_nothing_changes_nothing(model_type: str) -> None:
 @EACH
 def test_dead_units_cost_nothing(model_type: str) -> None:
     model = opened(model_type)
-    for kind in set(kinds(model)) - {"layers", "experts", *HALVES}:  # an expert whose output is zero still takes its share
+    for kind in set(kinds(model)) - {
+        "layers",
+        "experts",
+        *HALVES,
+    }:  # an expert whose output is zero still takes its share
         plan = chosen(model, kind, 0.5)
         dead = _deadened(model, groups(model, kind), plan)
-        tolerance = 1e-3 if kind == "width" else 1e-4  # what a norm adds to its mean square weighs less in fewer positions
+        tolerance = (
+            1e-3 if kind == "width" else 1e-4
+        )  # what a norm adds to its mean square weighs less in fewer positions
         assert close(walked(cut(dead, plan), model_type), walked(dead, model_type), tolerance), kind
 
 
@@ -177,7 +183,9 @@ def test_layers_without_attention_or_mlp_reload_and_generate(model_type: str, tm
     assert [again.sizes(i) for i in range(3)] == [small.sizes(i) for i in range(3)]
     assert again.tensors.info == small.tensors.info
     twice = cut(again, {"attention": [1], "layers": [0, 2]})  # units are the attentions that are left
-    assert close(walked(twice, model_type), walked(cut(model, {**plan, "attention": [2], "layers": [0, 2]}), model_type))
+    assert close(
+        walked(twice, model_type), walked(cut(model, {**plan, "attention": [2], "layers": [0, 2]}), model_type)
+    )
 
 
 def test_a_layer_that_loses_both_halves_is_dropped_and_the_rest_is_stock() -> None:

@@ -11,9 +11,11 @@ from prune.errors import PruneError
 from prune.model import slots
 from prune.model.groups import groups
 from prune.model.open import open as open_model
-from prune.remove.budget import COSTS, allocate, knapsack, program
+from prune.remove.budget import allocate
+from prune.remove.costs import COSTS
 from prune.remove.cut import cut
 from prune.remove.divergence import divergence
+from prune.remove.knapsack import knapsack, program
 from prune.remove.score import score
 from prune.remove.sensitivity import sensitivity, write_plot, write_table
 from tests.tiny import tiny_model, token_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,8 @@ from prune.remove.choose import choose
 from prune.remove.cut import cut
 from prune.remove.prove import prove
 from prune.remove.score import score
+from prune.remove.stream import measured, norms
+from tests import zoo
 from tests.tiny import FAMILIES, padded_batch, tiny_model, token_ids
 
 BATCH = padded_batch()
@@ -117,3 +120,35 @@ def test_the_proof_sees_one_wrong_position() -> None:
 def test_a_plan_that_does_not_fit_is_refused(plan: dict, says: str) -> None:
     with pytest.raises(PruneError, match=says):
         cut(open_model(tiny_model("llama")), plan)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_narrower_stream_is_proved_in_the_type_that_is_stored(family: str) -> None:
+    module = zoo.module(family)
+    model = open_model(copy.deepcopy(module).to(torch.bfloat16))
+    batch = {"input_ids": token_ids(2, 12)}
+    found = groups(model, "width")
+    model = measured(model, [batch])
+    assert model.energies.keys() == set(norms(model))
+    plan = choose(model, found, score(model, found, [batch], criterion="activation"), ratio=0.25)
+    small = cut(model, plan)
+    prove(model, plan, small, batch)
+    wrong = cut(replace(model, energies={name: e + 1 for name, e in model.energies.items()}), plan)
+    with pytest.raises(PruneError, match="the cut is wrong"):
+        prove(model, plan, wrong, batch)
+
+
+def test_norms_are_rescaled_by_the_ratio_that_was_measured() -> None:
+    module = tiny_model("llama")
+    seen: list[torch.Tensor] = []
+    path = "model.layers.1.post_attention_layernorm"
+    batch = {"input_ids": token_ids(2, 12)}
+    module.get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        module(**batch)
+    kept = list(range(5, 41))
+    model = measured(open_model(module), [batch])
+    small = cut(model, {"width": kept})
+    energy = seen[0].square().mean((0, 1))
+    expected = (energy[kept].mean() / energy.mean()).sqrt() * module.get_submodule(path).weight[kept]
+    torch.testing.assert_close(small.tensors.read(f"{path}.weight"), expected.detach())

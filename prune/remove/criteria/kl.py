@@ -27,7 +27,7 @@ def score_model(
     rounds: int = 1,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Scores of the layers, of the attentions or of the MLPs, each kind for itself, float32 (units,), nats per position.
+    """Scores of the layers, attentions or MLPs, each kind for itself, float32 (units,), nats per position.
 
     In each of `rounds` rounds the unit goes whose removal leaves the least KL divergence from the uncut model; those
     have negative scores, in their order. The others have the divergence that removing them next would leave. One round

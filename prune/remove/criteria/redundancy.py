@@ -33,8 +33,9 @@ def score_model(
 ) -> dict[str, Tensor]:
     """Scores of the layers, of the attentions or of the MLPs, float32 (units,) by group.
 
-    Half of a layer is scored by how far leaving it out turns what leaves the layer. With `run` n > 1 a layer's score is the smallest distance over any n consecutive layers that it belongs to, so
-    that the n lowest scores are the run to remove. `options` are those of the walk.
+    Half of a layer is scored by how far leaving it out turns what leaves the layer. With `run` n > 1 a layer's score is
+    the smallest distance over any n consecutive layers that it belongs to, so that the n lowest scores are the run to
+    remove. `options` are those of the walk.
     """
     check(groups, run=run)
     halves = [group for group in groups if group.kind != "layers"]
