@@ -46,7 +46,7 @@ def paths(model: Model, layers: Sequence[int]) -> list[str]:
 
 
 def shaped(
-    model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int]], width: int
+    model: Model, layers: Sequence[int], sizes: Sequence[Mapping[str, int]], width: int | None = None
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
     """The config and class for what is left: the kept layers (old indices) with the sizes of each, and the width.
 
@@ -54,6 +54,7 @@ def shaped(
     the family's non-uniform type.
     """
     assert len(layers) == len(sizes) >= 1, (layers, sizes)
+    width = model.numbers["width"] if width is None else width
     values = {**_depth(model, layers, sizes), model.family.sizes["width"]: width}
     common = _common(model, sizes)
     if common is not None and accepts(model, **common, width=width):
