@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from prune.errors import PruneError
 
 MANIFEST = "prune.json"
 MARK = "prune-output"  # the value of "format" in a prune.json of ours
-TIMINGS = "timings.json"  # differs from run to run, so no hash of it is kept
+TIMINGS = "timings.json"  # differs from run to run, so no hash of it is kept; has those of what is drawn from it
+REPORT = "report"  # the folder of what is drawn from prune.json and timings.json
 _UNHASHED = {MANIFEST, TIMINGS}
 _RENAME_EXCHANGE = 2  # <linux/fs.h>
 _AT_FDCWD = -100
@@ -81,8 +82,17 @@ def refuse_occupied(folder: Path, *, overwrite: bool) -> None:
 
 def unlisted(folder: str | Path) -> list[str]:
     """The files in an output of ours that its prune.json does not list."""
-    listed = manifest(folder)["files"]
+    listed = manifest(folder)["files"] | reported(folder)
     return [name for name in names(folder) if name not in listed and name not in _UNHASHED]
+
+
+def reported(folder: str | Path) -> dict[str, str]:
+    """The report's files and their hashes, which timings.json keeps: it shows times, and differs as they do."""
+    if not Path(folder, TIMINGS).is_file():
+        return {}
+    found = read_json(Path(folder, TIMINGS)).get("report", {})
+    whole = isinstance(found, dict) and all(str(name).startswith(f"{REPORT}/") for name in found)
+    return found if whole else {}
 
 
 def _sibling(target: Path, kind: str) -> Path:
@@ -120,6 +130,36 @@ def _two_renames(staging: Path, target: Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_report(folder: Path, drawn: Mapping[str, str], timings: dict) -> None:
+    """Puts another report in an output of ours, whole; PruneError when somebody's own files are in its place.
+
+    `drawn` is file name -> text. A kill between the report and timings.json leaves one that `verify` calls changed.
+    """
+    strange = [name for name in unlisted(folder) if name.startswith(f"{REPORT}/")]
+    if strange:
+        raise PruneError(f"holds files that prune did not write ({strange[0]}); move them first", where=str(folder))
+    target = folder.resolve()
+    staging = _sibling(target, "tmp")
+    make(staging)
+    try:
+        table = write_report(staging, drawn)
+        write_json(staging / TIMINGS, timings | {"report": table})
+        flush(staging)
+        _commit(staging / REPORT, target / REPORT)
+        (staging / TIMINGS).replace(target / TIMINGS)
+        _sync(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_report(folder: Path, drawn: Mapping[str, str]) -> dict[str, str]:
+    """Writes a report's files into `folder`/report; the table of their hashes."""
+    make(folder / REPORT)
+    for name, text in drawn.items():
+        (folder / REPORT / name).write_text(text, encoding="utf-8", newline="")
+    return {f"{REPORT}/{name}": sha256(folder / REPORT / name) for name in sorted(drawn)}
 
 
 def clean_stale(parent: str | Path, name: str) -> None:
@@ -193,8 +233,7 @@ def verify(folder: str | Path) -> list[str]:
 
     PruneError when the folder has no prune.json of ours.
     """
-    listed = manifest(folder)["files"]
-    return compare(folder, listed, ignore=_UNHASHED)
+    return compare(folder, manifest(folder)["files"] | reported(folder), ignore=_UNHASHED)
 
 
 def compare(folder: str | Path, listed: dict[str, str], *, ignore: set[str] | None = None) -> list[str]:

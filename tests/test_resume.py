@@ -42,8 +42,9 @@ def place(tmp_path, monkeypatch):
 
 
 def tree(folder: str | Path) -> dict[str, bytes]:
-    """The bytes of every file but the timings."""
-    return {name: Path(folder, name).read_bytes() for name in files.names(folder) if name != files.TIMINGS}
+    """The bytes of every file but the timings, and the report that shows them."""
+    fixed = [name for name in files.names(folder) if name != files.TIMINGS and not name.startswith("report/")]
+    return {name: Path(folder, name).read_bytes() for name in fixed}
 
 
 def listing(folder: str) -> list[str]:
@@ -71,7 +72,8 @@ def test_a_run_writes_its_output_and_nothing_else():
     assert result.state == "done"
     assert listing("out") == ["small"]
     assert files.names("out/small") == [
-        "README.md", "config.json", "onnx/model.onnx", "prune.json", "timings.json", "weights.txt",
+        "README.md", "config.json", "onnx/model.onnx", "prune.json", "report/index.html", "report/metrics.json",
+        "timings.json", "weights.txt",
     ]  # fmt: skip
     assert Path("out/small/weights.txt").read_text() == "fghijklmnop"
     assert Path("out/small/onnx/model.onnx").read_text() == "FGHIJKLMNOP"

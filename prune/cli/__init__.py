@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prune.cli import merging, models, outputs, recipes, start, synthesis  # noqa: F401 - their commands are the group's
+from prune.cli import merging, models, outputs, recipes, reporting, start, synthesis  # noqa: F401 - their commands are the group's
 from prune.cli._command import cli
 from prune.errors import PruneError
 

@@ -15,6 +15,7 @@ from prune.recipe.keys import FORMAT, versions
 from prune.recipe.load import Recipe
 from prune.recipe.work import Done, plain
 from prune.report.card import card
+from prune.report.page import report
 
 
 def refuse(target: Path, model: str) -> None:
@@ -150,15 +151,16 @@ def last_checkpoint(finished: list[Done]) -> int | None:
 def seal(
     staging: Path, content: dict[str, Any], table: dict[str, str], timings: list[dict], licence: str | None
 ) -> None:
-    """Adds the model card, the timings, and last the manifest with the hashes of all files."""
+    """Adds the model card, the report, the timings with its hashes, and last the manifest with those of all others."""
     source = content["model"]["source"]
     on_hub = source != "bundled" and not Path(source).exists()
     model_type = files.read_json(staging / "config.json").get("model_type", "")
     text = card(content, model_type=model_type, base_model=source if on_hub else None, licence=licence)
     (staging / "README.md").write_text(text, encoding="utf-8")
-    files.write_json(staging / files.TIMINGS, {"steps": timings})
-    table = table | {"README.md": files.sha256(staging / "README.md")}
-    files.write_json(staging / files.MANIFEST, content | {"files": table})
+    content = content | {"files": table | {"README.md": files.sha256(staging / "README.md")}}
+    drawn = files.write_report(staging, report(content, timings))
+    files.write_json(staging / files.TIMINGS, {"steps": timings, "report": drawn})
+    files.write_json(staging / files.MANIFEST, content)
 
 
 def licence_of(folder: Path) -> str | None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from prune.report.table import Table
 
+RISING = frozenset({"decode", "kmmlu"})  # more of these is better; of everything else less is
+
 Records = Sequence[dict[str, Any]]  # {"word", "options", "record", "warnings"} per step
 
 
@@ -142,8 +144,12 @@ def needed(steps: Records) -> list[str]:
         return []
     memory, disk = max(need["memory"] for need in needs), sum(need["disk"] for need in needs)
     seconds = sum(need["seconds"] for need in needs)
-    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return [f"needs about: {size(memory)} of memory, {size(disk)} of disk, {time} of arithmetic"]
+    return [f"needs about: {size(memory)} of memory, {size(disk)} of disk, {duration(seconds)} of arithmetic"]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 14 s, 3 min."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def loaders(steps: Records) -> list[str]:

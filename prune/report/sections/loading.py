@@ -1,0 +1,24 @@
+"""What loads the result, and how."""
+
+from __future__ import annotations
+
+from prune.report.blocks import Block, Code, Facts, Points, Rows, Section
+from prune.report.reproduce import loading
+from prune.report.table import Table
+
+
+def section(facts: Facts) -> Section | None:
+    types = [kind for _, kind in facts.records("saved_as")]
+    runtimes = facts.manifest.get("runtimes") or []
+    if not types and not runtimes:
+        return None
+    blocks: list[Block] = []
+    if runtimes:
+        rows = [tuple(str(entry.get(k) or "") for k in ("runtime", "verdict", "why", "source")) for entry in runtimes]
+        sourced = any(row[3] for row in rows)
+        head = ("runtime", "verdict", "why", "known from")
+        blocks.append(Rows(Table(head if sourced else head[:3], [row if sourced else row[:3] for row in rows])))
+    if types:
+        why, code = loading(types[-1])
+        blocks += [Points([why]), Code(code)]
+    return Section("loading", "What loads it", blocks)

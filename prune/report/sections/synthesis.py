@@ -1,0 +1,59 @@
+"""What a synthesis of instructions kept, what it refused and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prune.report.blocks import Block, Data, Facts, Plot, Prose, Rows, Section
+from prune.report.drawing import AFTER, CUT, INK, MUTED, SMALL, figure, plot, short, tidy
+from prune.report.table import Table
+
+
+def section(facts: Facts) -> Section | None:
+    blocks: list[Block] = []
+    for number, found in facts.records("synthesis"):
+        rejected = found.get("rejected") or {}
+        total = sum(value for value in rejected.values() if isinstance(value, int))
+        blocks.append(Prose(f"Step {number} kept {found.get('kept', 0):,} instructions and refused {total:,}."))
+        if rejected:
+            blocks.append(_plot(number, int(found.get("kept", 0)), rejected))
+        if rounds := _rounds(found.get("rounds")):
+            blocks.append(rounds)
+        blocks += _coverage(found.get("coverage"))
+    return Section("synthesis", "Synthesis", blocks, beside=True) if blocks else None
+
+
+def _plot(number: int, kept: int, rejected: dict[str, int]) -> Plot:
+    counts = [("kept", kept), *sorted(rejected.items(), key=lambda pair: -pair[1])]
+    with figure(5.0, 0.7 + 0.26 * len(counts)) as drawn:
+        axes: Any = drawn.subplots()
+        bars = axes.barh(range(len(counts)), [n for _, n in counts], color=[AFTER, *[CUT] * len(rejected)], height=0.66)
+        axes.bar_label(bars, padding=4, color=MUTED, fontsize=SMALL)
+        axes.set_yticks(range(len(counts)), [short(name.replace("_", " ")) for name, _ in counts], color=INK)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        tidy(axes, grid="x")
+        data = Data(("outcome", "instructions"), counts)
+        return plot(f"synthesis-{number}", "Kept and refused, by rule", "How many instructions.", drawn, data)
+
+
+def _rounds(rounds: Any) -> Rows | None:
+    """A row for each round, a column for each number it has."""
+    entries = [one for one in rounds or [] if isinstance(one, dict)]
+    if not entries:
+        return None
+    names = [name for name in entries[0] if not isinstance(entries[0][name], (dict, list))]
+    rows = [(str(n), *(str(one.get(name, "")) for name in names)) for n, one in enumerate(entries, 1)]
+    head = tuple(name for name in names if name != "round")
+    kept = [tuple(c for c, name in zip(row, ("", *names), strict=True) if name != "round") for row in rows]
+    return Rows(Table(("round", *head), kept, frozenset(range(1, len(head) + 1))))
+
+
+def _coverage(coverage: Any) -> list[Block]:
+    if not isinstance(coverage, dict) or not coverage:
+        return []
+    rows = []
+    for name, value in coverage.items():
+        said = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        rows.append((name.replace("_", " "), said))
+    return [Rows(Table(("coverage", ""), rows))]

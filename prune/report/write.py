@@ -1,0 +1,48 @@
+"""Reports of outputs that stand on the disk: one drawn again in its place, or several on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prune import files
+from prune.errors import PruneError
+from prune.report.compare import comparison, entry
+from prune.report.page import report
+
+
+def again(out: Path) -> Path:
+    """Draws an output's report from its prune.json and timings.json: the same bytes as before by the same version.
+
+    Raises PruneError when `out` is not an output of prune.
+    """
+    manifest, timings = _read(out)
+    files.replace_report(out, report(manifest, timings["steps"]), timings)
+    return out / files.REPORT / "index.html"
+
+
+def compared(outs: Sequence[Path], page: Path, *, overwrite: bool = False) -> Path:
+    """Writes one page that compares outputs. Raises PruneError when it is there already, or an output is not ours."""
+    if page.exists() and (not overwrite or page.is_dir()):
+        raise PruneError("exists; --overwrite replaces it, or choose another --output", where=str(page))
+    read = [_read(out) for out in outs]
+    text = comparison([entry(name, m, t["steps"]) for name, (m, t) in zip(_names(outs), read, strict=True)])
+    files.make(page.resolve().parent)
+    part = page.with_name(f".{page.name}.part")
+    part.write_text(text, encoding="utf-8", newline="")
+    part.replace(page)
+    return page
+
+
+def _read(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    manifest = files.manifest(out)
+    timings = files.read_json(out / files.TIMINGS) if (out / files.TIMINGS).is_file() else {}
+    steps = timings.get("steps")
+    return manifest, timings | {"steps": steps if isinstance(steps, list) else [{} for _ in manifest.get("steps", [])]}
+
+
+def _names(outs: Sequence[Path]) -> list[str]:
+    """The folders' names, or the whole paths where two are the same."""
+    short = [out.resolve().name for out in outs]
+    return short if len(set(short)) == len(short) else [str(out) for out in outs]

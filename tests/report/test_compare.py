@@ -1,0 +1,73 @@
+"""Runs side by side: only what was measured alike stands on one plot, and the front holds what nothing beats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prune import cli, files
+from prune.report.compare import comparison, entry, front
+from tests.report.sample import everything
+from tests.report.test_page import SCRIPT, Page
+
+
+def changed(name: str, *, mark: str = "", parameters: int = 2_000_000, **perplexity: Any) -> Any:
+    manifest, timings = everything(mark)
+    for step in manifest["steps"]:
+        if "perplexity" in step["record"]:
+            step["record"]["perplexity"] |= perplexity
+    manifest["steps"][2]["record"]["parameters"][1] = parameters
+    return entry(name, manifest, timings)
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    points = [(1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0)]
+    assert [points[n] for n in front(points)] == [(1.0, 5.0), (2.0, 3.0), (4.0, 1.0)]
+    assert front([(1.0, 1.0), (1.0, 1.0)]) == [0, 1]
+
+
+def test_runs_measured_otherwise_are_listed_but_not_drawn() -> None:
+    runs = [changed("a"), changed("b", parameters=1_000_000, after=11.0), changed("c", length=512)]
+    text = comparison(runs)
+    page = Page(text)
+    said = "".join(page.text)
+    assert "measured perplexity on other text or otherwise, and not drawn with the rest: c" in said
+    assert [s["id"] for s in page.of("section")] == ["runs", "pareto", "cuts"]
+    assert len([d for d in page.of("div") if d.get("class") == "drawing"]) == 2
+    assert "1,000,000" in said and "31.2%" in said
+    assert text == comparison([changed("a"), changed("b", parameters=1_000_000, after=11.0), changed("c", length=512)])
+
+
+def test_names_with_markup_stay_text() -> None:
+    page = Page(comparison([changed(SCRIPT, mark=SCRIPT), changed("b")]))
+    assert not page.of("script") and not page.of("img")
+
+
+def output(folder: Path, parameters: int) -> Path:
+    manifest, timings = everything()
+    manifest["steps"][2]["record"]["parameters"][1] = parameters
+    folder.mkdir()
+    files.write_json(folder / files.TIMINGS, {"steps": timings})
+    files.write_json(folder / files.MANIFEST, manifest | {"files": {}})
+    return folder
+
+
+def test_the_command_draws_one_and_compares_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = output(tmp_path / "one", 2_000_000), output(tmp_path / "two", 1_000_000)
+    assert cli.run(["report", "one", "-q"]) == 0
+    assert (one / "report" / "index.html").is_file()
+    assert files.verify(one) == []
+    assert cli.run(["report", "one", "two", "--output", "sub/both.html", "--json", "-q"]) == 0
+    page = Page((tmp_path / "sub" / "both.html").read_text())
+    assert "2 runs compared" in "".join(page.text)
+    assert not (two / "report").exists()
+    assert cli.run(["report", "one", "two", "--output", "sub/both.html", "-q"]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert cli.run(["report", "one", "two", "--output", "sub/both.html", "--overwrite", "-q"]) == 0
+    assert cli.run(["report", str(tmp_path), "-q"]) == 2
+    assert "is not an output of prune" in capsys.readouterr().err

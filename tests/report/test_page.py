@@ -1,0 +1,237 @@
+"""The report: whole, self-contained, the same bytes every time, and deaf to markup in names."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from prune import files
+from prune.errors import PruneError
+from prune.recipe import apply
+from prune.report import write
+from prune.report.blocks import Data, Facts
+from prune.report.page import as_csv, metrics, report
+from tests.report.sample import everything
+
+SCRIPT = "</svg></title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}$x^2$"
+CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements with their attributes, headings, text; and whether every tag is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, str]:
+    return report(*everything())
+
+
+@pytest.fixture(scope="module")
+def page(drawn: dict[str, str]) -> Page:
+    return Page(drawn["index.html"])
+
+
+def test_every_part_is_there_and_led_to(page: Page) -> None:
+    sections = [section["id"] for section in page.of("section")]
+    expected = ["result", "cut", "scores", "training", "tasks", "generations", "merge", "synthesis", "speed"]
+    assert sections == [*expected, "trust", "loading", "recipe"]
+    assert [link["href"] for link in page.of("a") if link["href"] in {f"#{name}" for name in sections}][-12:] == [
+        f"#{name}" for name in sections
+    ]
+
+
+def test_what_is_absent_leaves_no_trace() -> None:
+    manifest = {"model": {"source": "m"}, "versions": {}, "recipe": {"model": "m", "steps": []}, "steps": []}
+    found = report(manifest, [])
+    assert set(found) == {"index.html", "metrics.json"}
+    assert [section["id"] for section in Page(found["index.html"]).of("section")] == ["recipe"]
+
+
+def test_it_is_one_file_that_asks_for_nothing(drawn: dict[str, str], page: Page) -> None:
+    text = drawn["index.html"]
+    assert len(text.encode()) < 1.5e6
+    assert [m["content"] for m in page.of("meta") if m.get("http-equiv")] == [CSP]
+    assert not page.of("script") and not page.of("iframe") and not page.of("object")
+    sources = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "xlink:href")
+    ]
+    assert all(str(value).startswith(("data:image/png;base64,", "#")) for value in sources)
+    beside = [str(link["href"]) for link in page.of("a") if not str(link["href"]).startswith("#")]
+    assert set(beside) == {name for name in drawn if name.endswith((".csv", ".svg"))}
+    assert not re.search(r"url\((?!#)", text)
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+
+
+def test_the_same_run_gives_the_same_bytes_also_read_back_from_json(drawn: dict[str, str]) -> None:
+    manifest, timings = everything()
+    text = json.dumps([manifest, timings], sort_keys=True)
+    assert report(*json.loads(text)) == drawn == report(manifest, timings)
+
+
+def test_no_id_is_used_twice(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_markup_in_every_field_is_text() -> None:
+    plain, marked = Page(report(*everything())["index.html"]), report(*everything(SCRIPT))
+    found = Page(marked["index.html"])
+    assert not found.of("script") and not found.of("img")
+    assert [tag for tag, _ in found.elements if tag not in ("path", "g", "use", "text", "tspan")] == [
+        tag for tag, _ in plain.elements if tag not in ("path", "g", "use", "text", "tspan")
+    ]
+    assert "{{7*7}}" in "".join(found.text)
+    for name, text in marked.items():
+        assert re.fullmatch(r"[a-z0-9_.-]+", name), name
+        if name.endswith(".svg"):
+            assert not [e for e in ET.fromstring(text.encode()).iter() if str(e.tag).endswith(("script", "img"))]
+
+
+def test_every_svg_is_a_document_of_its_own_and_every_picture_in_it_a_png(drawn: dict[str, str]) -> None:
+    for name, text in drawn.items():
+        if name.endswith(".svg"):
+            root = ET.fromstring(text.encode())
+            assert root.get("viewBox")
+            for image in root.iter("{http://www.w3.org/2000/svg}image"):
+                data = str(image.get("{http://www.w3.org/1999/xlink}href")).split(",", 1)[1]
+                assert base64.b64decode(data).startswith(b"\x89PNG")
+
+
+def test_beside_each_plot_stand_its_numbers(drawn: dict[str, str]) -> None:
+    for name in drawn:
+        if name.endswith(".svg"):
+            rows = list(csv.reader(io.StringIO(drawn[name.replace(".svg", ".csv")])))
+            assert len(rows) > 1
+            assert {len(row) for row in rows} == {len(rows[0])}
+    kept = list(csv.DictReader(io.StringIO(drawn["architecture.csv"])))
+    assert [row["layer"] for row in kept if row["dropped"] == "1"] == ["5"]
+    assert [int(row["channels_kept"]) for row in kept] == [224, 256, 160, 128, 192, 0, 208, 256]
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula() -> None:
+    assert as_csv(Data(("a", "b"), [("=1+1", -2.5), ("plain", None)])) == "a,b\n'=1+1,-2.5\nplain,\n"
+
+
+def test_the_numbers_for_machines_are_those_of_the_run(drawn: dict[str, str]) -> None:
+    manifest, timings = everything()
+    found = json.loads(drawn["metrics.json"])
+    assert found == json.loads(json.dumps(metrics(Facts(manifest, timings))))
+    assert found["changes"]["perplexity"]["after"] == 9.4
+    assert found["tasks"]["after"]["kmmlu"]["majority"] == 0.305
+    assert found["proof"] == {"max_relative_difference": 4.1e-7, "tolerance": 1e-4}
+
+
+def test_colours_are_the_pages_own(drawn: dict[str, str]) -> None:
+    css, svg = drawn["index.html"].split("</style>", 1)[0], drawn["perplexity.svg"]
+    named = set(re.findall(r"var\(--([a-z]+)", svg))
+    assert named and all(css.count(f"--{name}:") == (1 if name == "font" else 2) for name in named)
+    assert not re.search(r"(fill|stroke): #", svg)
+
+
+def test_a_large_model_keeps_the_page_small() -> None:
+    """80 layers of 64 heads in 8 groups, 28672 channels."""
+    layers = list(range(80))
+    every = {"width": 8192, "head_dim": 128, "heads": [64] * 80, "kv_heads": [8] * 80, "channels": [28672] * 80}
+    every |= {"experts": [0] * 80, "expert_channels": [0] * 80}
+    cut = every | {"heads": [48] * 80, "kv_heads": [6] * 80, "channels": [21504] * 80}
+    plan = {f"layers.{n}.heads": [0, 1, 2, 3, 4, 6] for n in layers} | {
+        f"layers.{n}.channels": list(range(21504)) for n in layers
+    }
+    heads = {"order": "unit", "layers": layers, "units": [8] * 80, "mean": [[1.5] * 8] * 80}
+    heads["kept"] = [[1, 1, 1, 1, 1, 0, 1, 0]] * 80
+    channels = {"order": "score", "layers": layers, "units": [28672] * 80, "mean": [[b + 1.0 for b in range(51)]] * 80}
+    channels["kept"] = [[float(b > 12) for b in range(51)]] * 80
+    record = {
+        "shape": [every, cut],
+        "plan": plan,
+        "scores": {"heads": heads, "channels": channels},
+        "removed": {"heads": "x"},
+    }
+    manifest, _ = everything()
+    manifest["steps"] = [{"word": "remove", "options": {}, "record": record, "warnings": []}]
+    found = report(manifest, [{}])
+    assert sum(len(text.encode()) for text in found.values()) < 1.5e6
+    assert found["index.html"].count('class="layer"') == 80
+
+
+# One real run.
+
+
+@pytest.fixture(scope="module")
+def out(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "out"
+    remove = {"what": ["heads", "channels"], "ratio": 0.5, "criterion": "magnitude"}
+    apply({"model": str(llama_folder), "output": str(folder), "steps": [{"remove": remove}]})
+    return folder
+
+
+def test_a_run_ends_with_a_report_and_verify_knows_it(out: Path) -> None:
+    assert {"report/index.html", "report/metrics.json", "report/scores-1-heads.svg"} <= set(files.names(out))
+    assert not [name for name in files.manifest(out)["files"] if name.startswith("report/")]
+    assert files.verify(out) == []
+    assert files.unlisted(out) == []
+
+
+def test_drawn_again_it_is_the_same_and_what_was_spoilt_is_mended(out: Path) -> None:
+    before = {name: (out / name).read_bytes() for name in files.names(out)}
+    (out / "report" / "index.html").write_text("spoilt")
+    assert files.verify(out) == ["report/index.html: changed"]
+    write.again(out)
+    assert {name: (out / name).read_bytes() for name in files.names(out)} == before
+    assert files.names(out.parent) == [f"out/{name}" for name in files.names(out)]
+
+
+def test_an_output_of_before_there_were_reports_gets_one(out: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(out, tmp_path / "old")
+    shutil.rmtree(old / "report")
+    files.write_json(old / files.TIMINGS, {"steps": files.read_json(old / files.TIMINGS)["steps"]})
+    assert files.verify(old) == []
+    write.again(old)
+    assert (old / "report" / "index.html").read_bytes() == (out / "report" / "index.html").read_bytes()
+    assert files.verify(old) == []
+
+
+def test_somebodys_own_file_in_the_reports_place_is_not_lost(out: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(out, tmp_path / "own")
+    (own / "report" / "notes.txt").write_text("mine")
+    with pytest.raises(PruneError, match=r"notes\.txt"):
+        write.again(own)
+    assert (own / "report" / "notes.txt").read_text() == "mine"
+    with pytest.raises(PruneError, match=r"notes\.txt"):
+        files.refuse_occupied(own, overwrite=True)
