@@ -37,7 +37,7 @@ def export(
     unknown format or option, an architecture it cannot carry, or results that differ.
     """
     options = {spelt(name): value for name, value in options.items()}
-    refuse(model, format, options)
+    refuse(model, format, options, calibrated=calibration is not None)
     with files.staged(folder, overwrite=overwrite) as staging:
         text = None if calibration is None else lambda: calibration
         job = Job(model, staging, progress or Progress(quiet=True), text, seed)
@@ -49,7 +49,7 @@ def export(
 
 def write(job: Job, *, format: str, **options: Any) -> dict[str, Any]:
     """The export alone, into a missing or empty `job.folder`, whole or not at all; see `export`."""
-    refuse(job.model, format, options)
+    refuse(job.model, format, options, calibrated=job.calibration is not None)
     with files.staged(job.folder) as staging:
         found: dict[str, Any] = exporter(format)(
             Job(job.model, staging, job.progress, job.calibration, job.seed), **arguments(options)
@@ -57,12 +57,18 @@ def write(job: Job, *, format: str, **options: Any) -> dict[str, Any]:
     return found
 
 
-def refuse(model: Model, format: str, options: Mapping[str, Any]) -> None:
-    """PruneError when the format or an option does not exist or cannot carry the model; reads no weights."""
+def refuse(model: Model, format: str, options: Mapping[str, Any], *, calibrated: bool) -> None:
+    """PruneError when the format or an option does not exist, lacks calibration text, or cannot carry the model.
+
+    Reads no weights.
+    """
     check_options(exporter(format), options, of=f"format {format}")
     reason = _module(format).check(model, **arguments(options))
     if reason:
         raise PruneError(reason, where="format")
+    for name in getattr(_module(format), "LOOKS_AT_DATA", ()):
+        if options.get(name) and not calibrated:
+            raise PruneError(f"{name} looks at data; give the recipe a calibration", where=name)
 
 
 def exporter(name: object) -> Callable[..., dict[str, Any]]:

@@ -1,91 +1,165 @@
-"""Whether an exported graph computes what PyTorch computes: logits on a grid, decoding in pieces, greedy tokens."""
+"""How far an exported graph is from PyTorch: the inputs to compare on, differences, and the layer where they begin."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prune.errors import PruneError
-from prune.model.graph import open_graph, positions, run_graph
-from prune.progress import Advance
+from prune.model.graph import open_graph, outputs
 
-BATCHES, LENGTHS, NEW_TOKENS = (1, 3), (1, 9, 32), 16
-SEED = 0  # of the token ids compared on
+BATCHES, LENGTHS = (1, 3), (1, 9, 32)
+SEED = 0  # of the inputs compared on
 SMALL = 100_000_000  # parameters below which one thread does
+Padding = Literal["unpadded", "left-padded", "right-padded"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A graph on disk beside the module it was made of. `ends` are paths of its layers -> the value that each gives.
+
+    `module` is in float32 on the CPU. `tolerance` is the largest difference allowed, as a share of the largest logit.
+    """
+
+    path: Path
+    module: PreTrainedModel
+    ends: Mapping[str, str]
+    tolerance: float
 
 
 class Point(NamedTuple):
-    """One batch to compare on; row r of a left-padded one is padded by r thirds of the length, a single row by one."""
+    """One batch to compare on; row r of a padded one is padded by r thirds of the length, a single row by one."""
 
     batch: int
     length: int
-    padded: bool
+    padding: Padding = "unpadded"
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, length {self.length}, {'left-padded' if self.padded else 'unpadded'}"
+        return f"batch {self.batch}, length {self.length}, {self.padding}"
 
 
 class Worst(NamedTuple):
-    """The largest difference so far, as a share of the largest logit, and where it was."""
+    """The largest difference so far, as a share of the largest logit, where it was, and what the module was given."""
 
     difference: float
     where: str
+    given: Mapping[str, Tensor]
 
 
-def compare(path: Path, model: PreTrainedModel, *, tolerance: float, advance: Advance) -> dict[str, Any]:
-    """Run the graph at `path` in ONNX Runtime beside `model`, which is float32 on the CPU and given up to this.
+def grid(limit: int, paddings: Sequence[Padding]) -> list[Point]:
+    """Batches x lengths x paddings, up to the longest that the model has positions for."""
+    lengths = sorted({min(length, limit) for length in LENGTHS})
+    every = [Point(batch, length, padding) for length in lengths for batch in BATCHES for padding in paddings]
+    return [point for point in every if point.length >= 3 or point.padding == "unpadded"]
 
-    Gives `tolerance`, `max_difference` (of logits at attended positions, as a share of the largest logit), `worst`
-    (where that was), `points` (batches compared), `greedy_tokens` (compared with `generate`), and `notes` about near
-    ties. Raises PruneError with the largest difference and its place when it is beyond `tolerance`, or when greedy
-    tokens differ although PyTorch's logits of the two tokens are further apart than the tolerance explains.
+
+def longest(model: PreTrainedModel, *, more: int = 0) -> int:
+    """Tokens that the model has positions for, where it is bounded, at most the grid's longest and `more`."""
+    config: Any = model.config.get_text_config()
+    bound = getattr(config, "max_position_embeddings", None)
+    first = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # it counts from past the padding's id
+    return min(bound - first if bound else 2**31, max(LENGTHS) + more)
+
+
+def tokens(model: PreTrainedModel, point: Point) -> tuple[Tensor, Tensor]:
+    """Random ids and their attention mask, both (batch, length)."""
+    generator = torch.Generator().manual_seed(SEED)
+    embeddings: Any = model.get_input_embeddings()
+    ids = torch.randint(0, embeddings.weight.shape[0], (point.batch, point.length), generator=generator)
+    mask = torch.ones_like(ids)
+    if point.padding != "unpadded":
+        for row in range(point.batch):
+            mask[row, : (row if point.batch > 1 else 1) * point.length // 3] = 0
+    return ids, mask.flip(1) if point.padding == "right-padded" else mask
+
+
+def difference(expected: Tensor, found: Tensor, mask: Tensor | None, where: str, given: Mapping[str, Tensor]) -> Worst:
+    """The largest difference of logits, with `mask` (batch, length) where there is attention.
+
+    A row of padding attends to nothing, and its logits are idle.
     """
-    with _threads(model):
-        session, limit = open_graph(path), _longest(model)
-        worst, points = Worst(-1.0, ""), _grid(limit)
-        for point in points:
-            worst = max(worst, *_differences(session, model, point), key=_size)
-            advance()
-        _refuse_beyond(tolerance, worst)
-        equal, notes = 0, list[str]()
-        for point in _prompts(limit):
-            count, ties = _greedy(session, model, point, min(NEW_TOKENS, limit - point.length), tolerance)
-            equal, notes = equal + count, notes + ties
-            advance()
-    return {
-        "tolerance": tolerance,
-        "max_difference": worst.difference,
-        "worst": worst.where,
-        "points": len(points),
-        "greedy_tokens": equal,
-        "notes": notes,
-    }
+    attended = torch.ones(expected.shape[:1], dtype=torch.bool) if mask is None else mask.bool()
+    gaps = (expected - found.float()).abs().reshape(*attended.shape, -1).amax(-1).masked_fill(~attended, 0)
+    place = torch.unravel_index(gaps.argmax(), gaps.shape)  # argmax finds NaN first
+    share = (gaps[place] / expected[attended].abs().max().clamp(min=1e-30)).item()
+    names = ("row", "position") if mask is not None else ("row",)
+    stated = ", ".join(f"{name} {int(index)}" for name, index in zip(names, place, strict=True))
+    return Worst(share, f"{where}: {stated}", given)
 
 
-def rounds(model: PreTrainedModel) -> int:
-    """How many times `compare` advances."""
-    limit = _longest(model)
-    return len(_grid(limit)) + len(_prompts(limit))
+def size(worst: Worst) -> float:
+    """To find the worst of several by: NaN is the worst of all."""
+    return float("inf") if worst.difference != worst.difference else worst.difference
 
 
-def _refuse_beyond(tolerance: float, worst: Worst) -> None:
-    if not worst.difference <= tolerance:  # so that NaN fails too
+def refuse_beyond(written: Written, worst: Worst) -> None:
+    """PruneError when a graph is further from PyTorch than its tolerance: by how much, where, from which layer on."""
+    if not worst.difference <= written.tolerance:  # so that NaN fails too
         raise PruneError(
             f"the graph differs from PyTorch: logits by {worst.difference:.1e} of the largest"
-            f" (allowed: {tolerance:.0e}) at {worst.where}; nothing was written",
+            f" (allowed: {written.tolerance:.0e}) at {worst.where}; {_culprit(written, worst.given)};"
+            " nothing was written",
             where="onnx",
         )
 
 
+def _culprit(written: Written, given: Mapping[str, Tensor]) -> str:
+    """The first layer whose output differs when all is computed in one call."""
+    expected = _layers_of_module(written, given)
+    found = _layers_of_graph(written, given)
+    for path in written.ends:
+        if path in found and found[path].shape == expected[path].shape:
+            gap = (found[path] - expected[path]).abs().max() / expected[path].abs().max().clamp(min=1e-30)
+            if not gap <= written.tolerance:
+                return f"the first layer that differs is {path}, by {float(gap):.1e} of its largest value"
+    return "all layers agree in one call, so it is what comes after them, or the cache"
+
+
+@torch.no_grad()
+def _layers_of_module(written: Written, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            found[path] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    handles = [written.module.get_submodule(path).register_forward_hook(keep(path)) for path in written.ends]
+    try:
+        written.module(**given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _layers_of_graph(written: Written, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values at the layers' ends, read by giving the graph more outputs."""
+    from onnxscript import ir
+
+    model = ir.load(written.path)
+    made = {value.name: value for node in model.graph for value in node.outputs}
+    ends = {path: made[name] for path, name in written.ends.items() if name in made}
+    model.graph.outputs.extend(value for value in ends.values() if not value.is_graph_output())
+    opened = written.path.with_name("opened.onnx")
+    ir.save(model, opened)
+    try:
+        found = outputs(open_graph(opened), given)
+    finally:
+        opened.unlink()
+    return {path: found[value.name].float() for path, value in ends.items() if value.name is not None}
+
+
 @contextmanager
-def _threads(model: PreTrainedModel) -> Iterator[None]:
+def threads(model: PreTrainedModel) -> Iterator[None]:
     """One thread for a small model: to wake others takes longer than the work, on a busy machine a hundred times."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if model.num_parameters() < SMALL else before)
@@ -93,118 +167,3 @@ def _threads(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _size(worst: Worst) -> float:
-    return float("inf") if worst.difference != worst.difference else worst.difference  # NaN is the worst of all
-
-
-def _longest(model: PreTrainedModel) -> int:
-    """Tokens that the model has positions for, where it is bounded."""
-    bound = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(bound or 2**31, max(LENGTHS) + NEW_TOKENS)
-
-
-def _grid(limit: int) -> list[Point]:
-    lengths = sorted({min(length, limit) for length in LENGTHS})
-    every = [Point(batch, length, padded) for length in lengths for batch in BATCHES for padded in (False, True)]
-    return [point for point in every if point.length >= 3 or not point.padded]
-
-
-def _prompts(limit: int) -> list[Point]:
-    return [Point(2, min(8, limit // 2), padded=False), Point(3, min(9, limit // 2), padded=True)]
-
-
-def _inputs(model: PreTrainedModel, point: Point) -> tuple[Tensor, Tensor]:
-    """Random ids and their attention mask, both (batch, length)."""
-    generator = torch.Generator().manual_seed(SEED)
-    embeddings: Any = model.get_input_embeddings()
-    ids = torch.randint(0, embeddings.weight.shape[0], (point.batch, point.length), generator=generator)
-    mask = torch.ones_like(ids)
-    if point.padded:
-        for row in range(point.batch):
-            mask[row, : (row if point.batch > 1 else 1) * point.length // 3] = 0
-    return ids, mask
-
-
-@torch.no_grad()
-def _differences(session: Any, model: PreTrainedModel, point: Point) -> Iterator[Worst]:
-    """The largest differences in one call and, where there is room, in three: prefill, one token, several tokens."""
-    ids, mask = _inputs(model, point)
-    places = {"position_ids": positions(mask)} if _has_positions(session) else {}
-    expected = model(input_ids=ids, attention_mask=mask, use_cache=False, **places).logits
-    found, _ = run_graph(session, ids, mask)
-    yield _worst(expected, found, mask, f"{point}, in one call")
-    if point.length >= 3:
-        third = point.length // 3
-        found = _in_pieces(session, ids, mask, [0, third, third + 1, point.length])
-        yield _worst(expected, found, mask, f"{point}, decoding after {third} and {third + 1} tokens")
-
-
-def _has_positions(session: Any) -> bool:
-    return any(value.name == "position_ids" for value in session.get_inputs())
-
-
-def _in_pieces(session: Any, ids: Tensor, mask: Tensor, cuts: list[int]) -> Tensor:
-    found, past = [], None
-    for start, end in pairwise(cuts):
-        logits, past = run_graph(session, ids[:, start:end], mask[:, :end], past)
-        found.append(logits)
-    return torch.cat(found, dim=1)
-
-
-def _worst(expected: Tensor, found: Tensor, mask: Tensor, where: str) -> Worst:
-    """The largest difference where there is attention: a row of padding attends to nothing, and its logits are idle."""
-    attended = mask.bool()
-    differences = (expected - found).abs().amax(-1).masked_fill(~attended, 0)  # (batch, length)
-    row, position = divmod(int(differences.argmax()), mask.shape[1])  # argmax finds NaN first
-    share = (differences[row, position] / expected[attended].abs().max().clamp(min=1e-30)).item()
-    return Worst(share, f"{where}: row {row}, position {position}")
-
-
-@torch.no_grad()
-def _greedy(session: Any, model: PreTrainedModel, point: Point, new: int, tolerance: float) -> tuple[int, list[str]]:
-    """How many tokens equal those of `generate`, and a note for each that may differ because PyTorch has a near tie.
-
-    The graph is fed PyTorch's tokens, so that a tie does not end the comparison.
-    """
-    ids, mask = _inputs(model, point)
-    tokens, logits = _generated(model, ids, mask, new)
-    notes, past, equal = [], None, 0
-    for step in range(new):
-        mine, past = run_graph(session, ids, mask, past)
-        for row, (theirs, ours) in enumerate(zip(tokens[:, step], mine[:, -1].argmax(-1), strict=True)):
-            gap = ((logits[step][row, theirs] - logits[step][row, ours]) / logits[step][row].abs().max()).item()
-            place = f"{point}: row {row}, new token {step}"
-            if not gap <= 2 * tolerance:  # each of the two logits may be off by the tolerance
-                raise PruneError(
-                    f"greedy decoding differs from PyTorch's generate at {place}: {int(ours)} for {int(theirs)}, whose"
-                    f" logits differ by {gap:.1e} of the largest; nothing was written",
-                    where="onnx",
-                )
-            if theirs == ours:
-                equal += 1
-            else:
-                notes.append(f"near tie of greedy tokens at {place}: logits {gap:.1e} of the largest apart")
-        ids, mask = tokens[:, step : step + 1], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return equal, notes
-
-
-def _generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The tokens (batch, new) that PyTorch's `generate` takes greedily, and its logits of each (batch, vocabulary)."""
-    # The model's own settings may sample, penalise or stop early; only the plain greedy choice tells graphs apart.
-    model.generation_config = GenerationConfig(pad_token_id=0)
-    generate: Any = model.generate
-    output = generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=new,
-        min_new_tokens=None,
-        do_sample=False,
-        eos_token_id=None,
-        use_cache=True,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    assert len(output.logits) == new, (len(output.logits), new)
-    return output.sequences[:, ids.shape[1] :], output.logits

@@ -1,7 +1,8 @@
-"""An exported ONNX graph with key-value cache, run in ONNX Runtime on the CPU."""
+"""An exported ONNX graph, with a key-value cache or without, run in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,29 @@ def positions(mask: Tensor) -> Tensor:
 def run_graph(session: Any, ids: Tensor, mask: Tensor, past: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
     """Logits (batch, new, vocabulary) and the new cache; `mask` (batch, past + new) covers what is in the cache too."""
     named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)[:, -ids.shape[1] :]}
-    inputs = session.get_inputs()
-    feeds = {value.name: named[value.name].numpy() for value in inputs if value.name in named}
-    empty = [value for value in inputs if value.name not in named]
-    if past is None:
-        past = [
-            torch.zeros(ids.shape[0], value.shape[1], 0, value.shape[3], dtype=TYPES[value.type]).numpy()
-            for value in empty
-        ]
-    feeds.update(zip((value.name for value in empty), past, strict=True))
-    logits, *present = session.run(None, feeds)
+    logits, *present = session.run(None, feeds(session, named, past))
     return torch.from_numpy(logits), present
+
+
+def outputs(session: Any, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a graph gives, by name, for tensors by name and an empty cache."""
+    found = session.run(None, feeds(session, named))
+    return {value.name: torch.from_numpy(one) for value, one in zip(session.get_outputs(), found, strict=True)}
+
+
+def feeds(session: Any, named: Mapping[str, Tensor], past: list[Any] | None = None) -> dict[str, Any]:
+    """The inputs of a graph as it takes them: those that are named, in its types, and a cache, empty without `past`."""
+    inputs = {value.name: value for value in session.get_inputs()}
+    given = {
+        name: named[name].to(TYPES.get(value.type, named[name].dtype)).numpy()
+        for name, value in inputs.items()
+        if name in named
+    }
+    caches = {name: value for name, value in inputs.items() if name not in named}
+    if past is None:
+        rows = len(next(iter(named.values())))
+        past = [
+            torch.zeros(rows, value.shape[1], 0, value.shape[3], dtype=TYPES[value.type]).numpy()
+            for value in caches.values()
+        ]
+    return {**given, **dict(zip(caches, past, strict=True))}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,9 @@ from torch import Tensor, nn
 from prune import files
 from prune.errors import PruneError
 from prune.model.checkpoint import write_folder
+from prune.model.graph import open_graph, outputs
 from prune.model.tensors import Info, Tensors
+from prune.model.tracing import Ports, traced, write
 from prune.remove.traced import evaluating
 
 PLAN = "plan.json"
@@ -52,32 +52,33 @@ def save(
 
 def _export(module: nn.Module, example: Tensor, path: Path) -> None:
     pair = torch.cat([example[:1], example[:1]])  # a batch of one would be taken for a constant
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with evaluating(module), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (pair,),
-            str(path),
-            dynamo=True,
-            dynamic_shapes=({0: batch},),
-            input_names=["input"],
-            external_data=False,
-            verbose=False,
-        )
+    with evaluating(module):
+        ports = Ports(_First(module), {"input": pair}, ["output"], {"input": ("batch", *pair.shape[1:])})
+        write(traced(ports).model, path)
         for size in (1, 3):
             _compare(module, torch.cat([example[:1]] * size), path)
 
 
-def _compare(module: nn.Module, inputs: Tensor, path: Path) -> None:
-    import onnxruntime
+class _First(nn.Module):
+    """The network as a function of one named tensor; of several outputs, the first."""
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found: Any = session.run(None, {"input": inputs.cpu().numpy()})[0]
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        return [_first(self.module(inputs["input"]))]
+
+
+def _first(output: Any) -> Tensor:
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
+
+
+def _compare(module: nn.Module, inputs: Tensor, path: Path) -> None:
+    found = outputs(open_graph(path), {"input": inputs.cpu()})["output"]
     with torch.no_grad():
-        output = module(inputs)
-    expected = output if isinstance(output, Tensor) else output[0]
-    gap = (expected.cpu() - torch.from_numpy(found)).abs().max() / expected.abs().max().clamp_min(1e-12)
+        expected = _first(module(inputs))
+    gap = (expected.cpu() - found).abs().max() / expected.abs().max().clamp_min(1e-12)
     if not gap <= TOLERANCE:
         raise PruneError(f"the ONNX graph differs from the module by {float(gap):.1e} of the outputs' scale")

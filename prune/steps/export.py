@@ -21,7 +21,7 @@ def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
     format: one of those below, each with options of its own that stand beside it.
     """
     if run.dry:
-        refuse(run.model, format, options)
+        refuse(run.model, format, options, calibrated=run.calibration is not None)
         parameters = run.model.tensors.parameters
         run.record["needs"] = forecast.whole(run.model, copies=4, tokens=0, device="cpu", disk=4.0 * parameters)
         return

@@ -19,7 +19,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import prune
 from prune.errors import PruneError, unknown
-from prune.exports import formats, onnx, parity
+from prune.exports import formats, onnx, parity, parity_decoder
+from prune.model import tracing
 from prune.model.graph import positions
 from tests import zoo
 from tests.tiny import tiny_model, token_ids
@@ -55,9 +56,27 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def exported(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def both(
+    model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tracing.Graph, tuple[Path, dict[str, Any]]]:
+    """What was traced, and what was written of it: once for all tests."""
     folder = tmp_path_factory.mktemp("export") / "onnx"
-    return folder, onnx.save(model, None, folder)
+    found: list[tracing.Graph] = []
+    trace = onnx._graph
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "_graph", lambda *given: found.append(trace(*given)) or found[-1])
+        record = onnx.save(model, {}, folder)
+    return found[0], (folder, record)
+
+
+@pytest.fixture(scope="module")
+def made(both: Any) -> tracing.Graph:
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def exported(both: Any) -> tuple[Path, dict[str, Any]]:
+    return both[1]
 
 
 def session(folder: Path) -> onnxruntime.InferenceSession:
@@ -89,7 +108,7 @@ def test_the_record_and_the_companions(exported: tuple[Path, dict[str, Any]]) ->
     assert record["opset"] == ir.load(folder / "model.onnx").opset_imports[""] == 20
     assert record["files"] == {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     assert set(record["files"]) == {"config.json", "generation_config.json", "model.onnx"}
-    assert record["parity"]["greedy_tokens"] == 2 * 16 + 3 * 16
+    assert record["parity"]["greedy_tokens"] == [2 * 16 + 3 * 16] * 2
     assert 0 <= record["parity"]["max_difference"] < 1e-5
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
     json.dumps(record, allow_nan=False)
@@ -136,7 +155,7 @@ def test_again_gives_the_same_bytes_changes_nothing_and_prints_nothing(
     folder, record = exported
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     settings = model.config.to_dict(), model.generation_config.to_dict(), model.config._attn_implementation
-    assert onnx.save(model, None, tmp_path / "again") == record
+    assert onnx.save(model, {}, tmp_path / "again") == record
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert settings == (model.config.to_dict(), model.generation_config.to_dict(), model.config._attn_implementation)
@@ -148,75 +167,114 @@ def test_other_models(name: str, tmp_path: Path) -> None:
     """Parity is checked inside, with left padding and beyond the sliding window."""
     other = MODELS[name]()
     dtype = other.dtype
-    record = onnx.save(other, None, tmp_path / "onnx")
+    record = onnx.save(other, {}, tmp_path / "onnx")
     assert record["parity"]["max_difference"] < 1e-5
-    assert record["parity"]["greedy_tokens"] + len(record.get("notes", [])) == 80
+    assert record["parity"]["greedy_tokens"][0] + len(record.get("notes", [])) == 80
     assert other.dtype == dtype
 
 
-def damaged(folder: Path, *, by: float) -> ir.Model:
-    """The graph with one weight of the last projection changed."""
-    graph_model = ir.load(folder / "model.onnx")
-    name, value = max(graph_model.graph.initializers.items(), key=lambda pair: pair[1].const_value.size)
-    weight = value.const_value.numpy().copy()
-    weight.flat[weight.size // 2] += by
-    value.const_value = ir.tensor(weight, name=name)
-    return graph_model
+def damaged(folder: Path, model: PreTrainedModel, *, layer: int | None) -> tracing.Graph:
+    """The graph with one weight changed: of a layer's MLP, or of what comes after the layers."""
+    loaded = ir.load(folder / "model.onnx")
+    weight = model.model.norm.weight if layer is None else model.model.layers[layer].mlp.down_proj.weight
+    name, value = next(
+        (name, value) for name, value in loaded.graph.initializers.items() if same(value.const_value.numpy(), weight)
+    )
+    changed = value.const_value.numpy().copy()
+    changed.flat[changed.size // 2] += 5.0
+    value.const_value = ir.tensor(changed, name=name)
+    return tracing.Graph(loaded, {})
+
+
+def same(found: np.ndarray, weight: torch.Tensor) -> bool:
+    expected = weight.detach().numpy()
+    return any(found.shape == one.shape and np.array_equal(found, one) for one in (expected, expected.T))
 
 
 @pytest.mark.parametrize(
-    ("by", "said"), [(0.5, "the graph differs from PyTorch: logits by "), (np.nan, "logits by nan")]
+    ("layer", "said"),
+    [
+        (0, "the first layer that differs is model.layers.0, by "),
+        (1, "the first layer that differs is model.layers.1, by "),
+        (None, "all layers agree in one call, so it is what comes after them, or the cache"),
+    ],
 )
-def test_a_graph_that_differs_is_refused_and_leaves_nothing(
-    by: float,
+def test_a_graph_that_differs_is_refused_names_the_layer_and_leaves_nothing(
+    layer: int | None,
     said: str,
     model: PreTrainedModel,
+    made: tracing.Graph,
     exported: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onnx, "_graph", lambda *_: damaged(exported[0], by=by))
-    with pytest.raises(PruneError, match=r"row \d, position \d+; nothing was written") as caught:
-        onnx.save(model, None, tmp_path / "onnx")
+    assert set(made.ends) == {"model.layers.0", "model.layers.1"}
+    found = tracing.Graph(damaged(exported[0], model, layer=layer).model, made.ends)
+    monkeypatch.setattr(onnx, "_graph", lambda *_: found)
+    with pytest.raises(PruneError, match=r"logits by .* row \d, position \d+;.*; nothing was written") as caught:
+        onnx.save(model, {}, tmp_path / "onnx")
     assert said in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_of_nans_is_refused(
+    model: PreTrainedModel,
+    made: tracing.Graph,
+    exported: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = ir.load(exported[0] / "model.onnx")
+    name, value = max(loaded.graph.initializers.items(), key=lambda pair: pair[1].const_value.size)
+    value.const_value = ir.tensor(np.full_like(value.const_value.numpy(), np.nan), name=name)
+    monkeypatch.setattr(onnx, "_graph", lambda *_: tracing.Graph(loaded, made.ends))
+    with pytest.raises(PruneError, match="logits by nan of the largest"):
+        onnx.save(model, {}, tmp_path / "onnx")
 
 
 def test_greedy_tokens_may_differ_only_in_a_near_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     model.lm_head.weight.data[1::2] = model.lm_head.weight.data[0::2]  # pairs of tokens that no logit tells apart
-    nudge, point = torch.zeros(96), parity.Point(2, 5, padded=True)
+    nudge, point = torch.zeros(96), parity.Point(2, 5, "left-padded")
 
     def nudged(_: Any, ids: torch.Tensor, mask: torch.Tensor, past: Any = None) -> tuple[torch.Tensor, Any]:
         seen = ids if past is None else torch.cat([past, ids], dim=1)
         output = model(input_ids=seen, attention_mask=mask, position_ids=positions(mask))
         return output.logits + nudge, seen
 
-    monkeypatch.setattr(parity, "run_graph", nudged)
+    monkeypatch.setattr(parity_decoder, "run_graph", nudged)
     nudge[1::2] = 1e-5  # the other of each pair
-    equal, notes = parity._greedy(None, model, point, 4, 1e-4)
+    equal, notes = parity_decoder._greedy(None, model, point, 4, 1e-4)
     assert (equal, len(notes)) == (0, 8)
     assert notes[0].startswith("near tie of greedy tokens at batch 2, length 5, left-padded: row 0, new token 0")
     nudge[7] = 100.0
     with pytest.raises(PruneError, match="greedy decoding differs from PyTorch's generate at batch 2"):
-        parity._greedy(None, model, point, 4, 1e-4)
+        parity_decoder._greedy(None, model, point, 4, 1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_large_weights_lie_beside_the_graph(
-    model: PreTrainedModel, exported: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: Any,
+    model: PreTrainedModel,
+    made: tracing.Graph,
+    exported: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    graph_model = ir.load(exported[0] / "model.onnx")
-    monkeypatch.setattr(onnx, "_graph", lambda *_: graph_model)
-    monkeypatch.setattr(onnx, "LARGEST", 1000)
-    files = onnx.save(model, None, tmp_path / "onnx")["files"]
-    assert files["model.onnx_data"] > 4 * 200 * 48
-    assert files["model.onnx"] < exported[1]["files"]["model.onnx"] - 4 * 200 * 48
+    loaded = tracing.Graph(ir.load(exported[0] / "model.onnx"), made.ends)
+    monkeypatch.setattr(onnx, "_graph", lambda *_: loaded)
+    monkeypatch.setattr(tracing, "LARGEST", 1000)
+    files = onnx.save(model, {}, tmp_path / "onnx", dtype=dtype, tolerance=10.0)["files"]
+    assert set(files) == {"config.json", "generation_config.json", "model.onnx", "model.onnx_data"}
+    least = (4 if dtype == "fp32" else 1) * 200 * 48
+    assert files["model.onnx_data"] > least
+    assert dtype != "fp32" or files["model.onnx"] < exported[1]["files"]["model.onnx"] - least
 
 
 def test_an_occupied_folder_is_refused_before_work(model: PreTrainedModel, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(PruneError, match="never replaced"):
-        onnx.save(model, None, tmp_path)
+        onnx.save(model, {}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -226,9 +284,9 @@ def test_an_opset_that_torch_cannot_write_is_refused(
     class Program:
         model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 18}), ir_version=10)
 
-    monkeypatch.setattr(onnx, "_traced", lambda *_: Program)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program)
     with pytest.raises(PruneError, match="opset: torch writes this model with opset 18, and cannot with 12"):
-        onnx.save(model, None, tmp_path / "onnx", opset=12)
+        onnx.save(model, {}, tmp_path / "onnx", opset=12)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -241,7 +299,7 @@ def test_carried(name: str) -> None:
     ("architecture", "why"),
     [
         ("MambaForCausalLM", "MambaForCausalLM"),
-        ("BartForCausalLM", "an encoder with a decoder"),
+        ("T5ForConditionalGeneration", "an encoder with a decoder"),
         ("Qwen3NextForCausalLM", "keeps another state"),
     ],
 )
@@ -255,7 +313,7 @@ def test_a_model_without_cache_is_refused_before_work(tmp_path: Path) -> None:
 
     config = CONFIG_MAPPING["mamba"](vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=2)
     with pytest.raises(PruneError, match="onnx carries (models with a key-value cache|keys and values only)"):
-        onnx.save(AutoModelForCausalLM.from_config(config), None, tmp_path / "onnx")
+        onnx.save(AutoModelForCausalLM.from_config(config), {}, tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
 
 

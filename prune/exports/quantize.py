@@ -1,0 +1,88 @@
+"""A float32 graph in fewer bits, by ONNX Runtime's own quantiser, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prune import data
+from prune.measure import token_loss
+from prune.model.graph import open_graph, run_graph
+from prune.model.tracing import DATA, quiet, write
+
+WINDOWS, LENGTH = 16, 256  # of the text whose perplexity before and after is stated
+Feeds = dict[str, Any]  # what a graph takes, by name, as arrays
+
+
+def to_int8(path: Path, *, batches: Sequence[Feeds] | None = None) -> None:
+    """Puts an int8 graph in the place of the float32 one at `path`.
+
+    Weights of matrix products are int8 with a scale for each output channel, and so are embeddings, with one scale.
+    Activations are uint8, over a range found in each call, or with `batches` (the graph's inputs) over the range they
+    had on those.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxscript import ir
+
+    large = path.with_name(DATA).exists()
+    out = path.with_name("int8.onnx")
+    # Seven bits of eight: without VNNI instructions, sums of two products of eight-bit numbers overflow sixteen bits.
+    common: dict[str, Any] = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+    common["use_external_data_format"] = large
+    with quiet():
+        if batches is None:
+            quantize_dynamic(path, out, **common)
+        else:
+            quantize_static(
+                path,
+                out,
+                _reader(batches),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+                extra_options={"MatMulConstBOnly": True},
+                **common,
+            )
+        model = ir.load(out)
+        for value in model.graph.initializers.values():  # off the disk before the files change
+            assert value.const_value is not None, value
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+        for old in path.parent.glob("int8.onnx*"):
+            old.unlink()
+        for old in path.parent.glob(f"{path.name}*"):
+            old.unlink()
+        write(model, path)
+
+
+def _reader(batches: Sequence[Feeds]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest: Iterator[Feeds] = iter(batches)
+
+        def get_next(self) -> Feeds | None:
+            return next(self.rest, None)
+
+    return Reader()
+
+
+def perplexity(path: Path, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, Any]:
+    """Perplexity of a causal language model's graph beside that of the float32 module it was made of, on some text."""
+    bound = getattr(module.config.get_text_config(), "max_position_embeddings", None) or LENGTH
+    windows = data.windows(text, tokenizer, length=min(LENGTH, bound), samples=WINDOWS, batch_size=1)
+    graph = open_graph(path)
+    before = _perplexity(windows, lambda ids, mask: module(input_ids=ids, attention_mask=mask, use_cache=False).logits)
+    after = _perplexity(windows, lambda ids, mask: run_graph(graph, ids, mask)[0].float())
+    tokens = sum(int((window["labels"][:, 1:] != data.IGNORED).sum()) for window in windows)
+    return {"data": data.describe(text), "tokens": tokens, "before": before, "after": after}
+
+
+def _perplexity(windows: Sequence[Feeds], logits: Callable[[Tensor, Tensor], Tensor]) -> float:
+    losses = [token_loss(logits(window["input_ids"], window["attention_mask"]), window["labels"]) for window in windows]
+    return math.exp(min(sum(loss for loss, _ in losses) / max(sum(count for _, count in losses), 1), 700.0))
