@@ -21,7 +21,7 @@ from tests.tiny import tiny_model, token_ids
 
 ENCODERS = {  # architecture -> the graph's inputs and outputs
     "bert:BertForSequenceClassification": (["input_ids", "attention_mask", "token_type_ids"], ["logits"]),
-    "roberta:RobertaForMaskedLM": (["input_ids", "attention_mask"], ["logits"]),
+    "roberta:RobertaForMaskedLM": (["input_ids", "attention_mask", "token_type_ids"], ["logits"]),  # of two types
     "distilbert:DistilBertForTokenClassification": (["input_ids", "attention_mask"], ["logits"]),
     "electra:ElectraForPreTraining": (["input_ids", "attention_mask", "token_type_ids"], ["logits"]),
     "vit:": (["pixel_values"], ["logits"]),
