@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from prune.model.walk import walk as walk
     from prune.recipe import apply as apply
     from prune.recipe import check as check
+    from prune.recovery.distill import distill as distill
+    from prune.recovery.train import train as train
     from prune.remove.choose import choose as choose
     from prune.remove.cut import cut as cut
     from prune.remove.narrow import narrow as narrow
@@ -61,6 +63,7 @@ _HOMES = {
     "check": "prune.recipe",
     "choose": "prune.remove.choose",
     "cut": "prune.remove.cut",
+    "distill": "prune.recovery.distill",
     "evaluate": "prune.evaluation.evaluate",
     "examples": "prune.labels",
     "export": "prune.exports.export",
@@ -75,6 +78,7 @@ _HOMES = {
     "save": "prune.model.save",
     "score": "prune.remove.score",
     "synthesize": "prune.synthesis.synthesize",
+    "train": "prune.recovery.train",
     "trace": "prune.remove.traced",
     "upscale": "prune.merging.layers",
     "verify": "prune.files",

@@ -61,6 +61,7 @@ def batches(
     field: str = "text",
     split: str | None = None,
     streaming: bool = False,
+    up_to: bool = False,
 ) -> list[dict[str, Tensor]]:
     """`samples` windows of `length` tokens, drawn at random and the same for the same seed.
 
@@ -68,7 +69,8 @@ def batches(
     other Hub dataset as `owner/name`, `owner/name:config` or either with `@revision`, or a list of texts. `split` is
     for python-docs and the Hub ("train"), `streaming` for the Hub. Long documents are cut into sections; sections are
     shuffled (through a buffer where there are very many), joined with the end token and cut into windows, which open
-    with the beginning token where the tokenizer itself adds one.
+    with the beginning token where the tokenizer itself adds one. With `up_to`, a source that has fewer windows gives
+    those it has.
 
     Returns input_ids, attention_mask and labels of shape (batch, length), int64; the last batch may be smaller.
     Raises PruneError where the source cannot be read or has too little text.
@@ -87,11 +89,13 @@ def batches(
     while len(rows) < samples:
         ids = opening + list(islice(tokens, length - len(opening)))
         if len(ids) < length:
+            if up_to and rows:
+                break
             raise PruneError(
                 f"gives {len(rows)} windows of {length} tokens, {samples} were asked", where=_label(source)
             )
         rows.append((ids, ids))
-    return _stacked(rows, length, batch_size, fill=0)
+    return stacked(rows, length, batch_size, fill=0)
 
 
 def windows(
@@ -137,7 +141,7 @@ def windows(
             break
     if not rows:
         raise PruneError("gives no windows: it holds no text", where=_label(source))
-    return _stacked(rows[:samples], length, batch_size, fill=tokenizer.pad_token_id or 0)
+    return stacked(rows[:samples], length, batch_size, fill=tokenizer.pad_token_id or 0)
 
 
 def _strided(tokens: list[int], opening: list[int], body: int, stride: int, *, counted: int) -> Iterator[Row]:
@@ -442,7 +446,7 @@ def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return added if added == [tokenizer.bos_token_id] else []
 
 
-def _stacked(rows: list[Row], length: int, batch_size: int, *, fill: int) -> list[dict[str, Tensor]]:
+def stacked(rows: list[Row], length: int, batch_size: int, *, fill: int) -> list[dict[str, Tensor]]:
     """(ids, labels) rows as batches, padded to `length`."""
     import torch
 

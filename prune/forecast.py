@@ -32,6 +32,14 @@ def whole(model: Model, *, copies: int, tokens: int, device: str, disk: float = 
     return _needs(4 * copies * parameters, disk, 2 * parameters * tokens, device)
 
 
+def training(student: Model, teacher: Model | None, *, tokens: int, windows: int, device: str) -> dict[str, float]:
+    """Training over `tokens` tokens, `windows` of them at once: weights, gradients, two moments, the best weights."""
+    own, other = student.tensors.parameters, teacher.tensors.parameters if teacher else 0
+    activations = 16 * student.numbers["layers"] * student.numbers["width"] * windows
+    flops = (6 * own + 2 * other) * tokens
+    return _needs(4 * (5 * own + other + activations), student.tensors.bytes, flops, device)
+
+
 def together(*needs: dict[str, float]) -> dict[str, float]:
     """Parts one after the other: the largest memory, disk and time added up."""
     return {

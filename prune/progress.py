@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
-Advance = Callable[..., None]  # advance() for one unit, advance(n) for n
+Advance = Callable[..., None]  # advance() for one unit, advance(n) for n, advance(n, note) to say how it goes
 PLAIN_SECONDS = 10.0  # between two plain lines
 
 
@@ -56,11 +56,12 @@ class Progress:
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[note]}"),
             bars.TimeRemainingColumn(),
         )
         with bars.Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda count=1: bar.advance(task, count)
+            task = bar.add_task(description, total=total, note="")
+            yield lambda count=1, note="": bar.update(task, advance=count, note=note)
 
 
 def _console(stream: TextIO):  # type: ignore[no-untyped-def]  # rich is slow to import, and only a terminal needs it
@@ -69,23 +70,34 @@ def _console(stream: TextIO):  # type: ignore[no-untyped-def]  # rich is slow to
     return Console(file=stream)
 
 
-def nothing(count: int = 1) -> None:
+def nothing(count: int = 1, note: str = "") -> None:
     """An advance that shows nothing."""
 
 
 @contextmanager
 def _lines(say: Callable[[str], None], description: str, total: int | None) -> Iterator[Advance]:
     """Says how far it is at most every PLAIN_SECONDS, so that a log of a long run stays short."""
-    done, spoken = 0, time.monotonic()
+    began = spoken = time.monotonic()
+    done = first = 0
 
-    def advance(count: int = 1) -> None:
-        nonlocal done, spoken
+    def advance(count: int = 1, note: str = "") -> None:
+        nonlocal done, first, spoken
+        first = first or (done + count if count > 1 else 0)  # what an earlier run had done says nothing of the pace
         done += count
         if time.monotonic() - spoken >= PLAIN_SECONDS:
             spoken = time.monotonic()
-            say(f"{description}: {done}" + (f" of {total}" if total else ""))
+            left = (spoken - began) / max(done - first, 1) * (total - done) if total else 0.0
+            words = [note, f"{_clock(left)} left" if total and note else ""]
+            say(", ".join([f"{description}: {done}" + (f" of {total}" if total else ""), *filter(None, words)]))
 
     yield advance
+
+
+def _clock(seconds: float) -> str:
+    """A time to come in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def silence_others() -> None:

@@ -30,6 +30,7 @@ def overrides(function: Callable) -> Callable:
 @click.option("--restart", is_flag=True, help="Do all steps again, finished or not.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that prune made.")
 @click.option("--keep-steps", is_flag=True, help="Keep the checkpoint of every step, in OUTPUT.work.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="For steps that train.")
 def apply(recipe: str, *, changes: tuple[str, ...], dry_run: bool, progress: Progress, **options: Any) -> Shown:
     """Run RECIPE: a file, or the name of a packaged recipe. A stopped run goes on where it was."""
     from prune.recipe import apply as run
@@ -51,6 +52,8 @@ def check(recipe: str, *, changes: tuple[str, ...], device: str | None, progress
 def _outcome(result: Any, progress: Progress) -> Shown:
     from prune.report import summary
 
+    if result.state == "followed":
+        return {"state": result.state}, [], 0
     for warning in result.warnings:
         progress.say(f"warning: {warning}")
     data = summary.as_data(result.state, result.output, result.steps, result.timings)

@@ -8,11 +8,12 @@ import pkgutil
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict  # that of typing does not know those of typing_extensions
 
 from prune.document import At, Document, parse_value, spell
 from prune.errors import PruneError, unknown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -17,8 +18,11 @@ from prune.errors import PruneError
 from prune.progress import Progress, silenced
 from prune.recipe import keys, work
 from prune.recipe import output as outputs
+from prune.recipe import processes as crowd
 from prune.recipe.bind import words
+from prune.recipe.follow import take_part
 from prune.recipe.load import Recipe, Step, Words, document_of, load
+from prune.recipe.processes import Others
 from prune.recipe.work import Done
 from prune.run import Run
 from prune.startup import without_collection
@@ -39,8 +43,8 @@ class Parts:
 class Result:
     """What a run did. `steps` have word, options, record and warnings; `timings` go with them, one for one.
 
-    `state` is "done", "unchanged" when the output was there already, or "checked" after a dry run, whose records hold
-    what can be known from shapes.
+    `state` is "done", "unchanged" when the output was there already, "followed" in a process that only helped, or
+    "checked" after a dry run, whose records hold what can be known from shapes.
     """
 
     state: str
@@ -65,6 +69,7 @@ def apply(
     overwrite: bool = False,
     keep_steps: bool = False,
     dry_run: bool = False,
+    processes: int = 1,
     progress: Progress | None = None,
     parts: Parts | None = None,
 ) -> Result:
@@ -74,10 +79,15 @@ def apply(
     again. An output that is there and is what this recipe makes is left alone; another one of ours is replaced with
     `overwrite`, and a folder that is not ours never. With `dry_run` it stops after the checks. PruneError, with its
     place in the recipe, for everything the user can mend; nothing has been written then.
+
+    Steps that train use `processes` processes, started for them. Under a launcher such as `accelerate launch` they use
+    its processes: the first runs the recipe, the others wait for such steps, and their result's state is "followed".
     """
     document = document_of(recipe)  # before torch is imported: a slip in the file is answered at once
     parts, progress = parts or default_parts(), progress or Progress(quiet=True)
     with silenced():
+        if crowd.rank() > 0:
+            return _follow(parts)
         job = _prepare(
             document,
             parts,
@@ -86,10 +96,18 @@ def apply(
             device=device,
             progress=progress,
         )
+        crowd.refuse_too_many(processes, job.device)
         if dry_run:
             steps = _rehearse(job)
             return Result("checked", None, steps, remarks=_remarks(job, restart=restart, overwrite=overwrite))
-        return _run(job, restart=restart, overwrite=overwrite, keep_steps=keep_steps)
+        with crowd.others(processes) as job.others:
+            return _run(job, restart=restart, overwrite=overwrite, keep_steps=keep_steps)
+
+
+def _follow(parts: Parts) -> Result:
+    """What all processes but the first of a launcher do."""
+    crowd.follow(lambda message: take_part(message, parts))
+    return Result("followed", None, [])
 
 
 def check(recipe: str | Path | dict, **options: Any) -> Result:
@@ -125,6 +143,7 @@ class _Job:
     original: Any
     reads: list[dict[str, Any]]
     progress: Progress
+    others: Others = field(default_factory=lambda: Others(1))
 
 
 def _prepare(
@@ -181,6 +200,23 @@ def _new_run(job: _Job, model: Any, folder: Path, unfinished: Path, number: int,
         unfinished=unfinished,
         progress=Progress(quiet=True) if dry else job.progress,
         number=number,
+    )
+
+
+def _together(job: _Job, step: Step, run: Run, holder: Path | None) -> AbstractContextManager[None]:
+    """Calls the other processes to a step that uses them; `holder` is the folder of the model it starts from."""
+    if not getattr(step.function, "distributed", False):
+        return nullcontext()
+    return job.others.called(
+        {
+            "recipe": job.recipe.given,
+            "position": run.number - 1,
+            "model": str(holder) if holder else None,
+            "device": job.device,
+            "folder": str(run.folder),
+            "unfinished": str(run.unfinished),
+            "earlier": work.plain(list(run.earlier)),
+        }
     )
 
 
@@ -255,7 +291,8 @@ def _unchanged(job: _Job, standing: dict[str, Any], target: Path) -> Result:
 def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
     """Runs the steps that are not finished yet, each on what the last one to change the model left on the disk."""
     finished: list[Done] = []
-    model, holder = job.original, Path()
+    model: Any = job.original
+    holder: Path | None = None
     for position, (step, key) in enumerate(zip(job.recipe.steps, chain, strict=True)):
         name = f"step {position + 1} of {len(chain)}: {step.word}"
         done = work.recall(folders[position], key)
@@ -264,7 +301,7 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
             if model is None:
                 model = job.parts.open(holder, revision=None, headers=False)
             earlier = tuple(before.record for before in finished)
-            done = _perform(job, step, key, folders[position], model, position + 1, earlier)
+            done = _perform(job, step, key, folders[position], model, holder, earlier)
         files.discard(work.unfinished(folders[position]))
         if done.checkpoint:
             model, holder = None, folders[position]
@@ -273,14 +310,16 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
 
 
 def _perform(
-    job: _Job, step: Step, key: str, folder: Path, model: Any, number: int, earlier: tuple[dict[str, Any], ...]
+    job: _Job, step: Step, key: str, folder: Path, model: Any, holder: Path | None, earlier: tuple[dict[str, Any], ...]
 ) -> Done:
+    """One step; `holder` is the folder of the model, None for the original; `earlier` are the records before it."""
     files.discard(folder)  # it may be there, but damaged
     with files.staged(folder) as staging:
-        run = _new_run(job, model, staging, work.unfinished(folder), number)
+        run = _new_run(job, model, staging, work.unfinished(folder), len(earlier) + 1)
         run.earlier = earlier
         began = time.perf_counter()
-        _call(step, run)
+        with _together(job, step, run, holder):
+            _call(step, run)
         written = job.parts.write(run.model, staging) if run.model is not model else {}
         for call in run.afterwards:
             call()

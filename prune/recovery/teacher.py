@@ -1,0 +1,98 @@
+"""The teacher: a model of the same vocabulary, whole in memory, or what was kept of its logits on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prune.errors import PruneError
+from prune.model.memory import available
+from prune.model.model import Model
+from prune.recovery.head import head, last_hidden, predicted
+from prune.recovery.hidden import watching
+from prune.recovery.logits import Dense, Soft
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a teacher says of a batch: for the logits, and layer path -> what leaves it (batch, length, width)."""
+
+    soft: Soft = None
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Teacher(nn.Module):
+    """A model in memory, which is only looked at."""
+
+    def __init__(self, module: PreTrainedModel, *, shared: int, paths: list[str], logits: bool):
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.shared = shared
+        self.paths = paths
+        self.logits = logits
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        with watching(self.module, self.paths) as seen:
+            return last_hidden(self.module, batch), dict(seen)
+
+
+def ask(teacher: Teacher, batch: dict[str, Tensor]) -> Signal:
+    """What a teacher in memory says of a batch."""
+    with torch.inference_mode():
+        hidden, seen = teacher(batch)
+        states, _ = predicted(hidden, batch["labels"])
+    # Autograd keeps what it is compared with, which it may not do with a tensor made in inference mode.
+    noted = {path: state.clone() for path, state in seen.items()}
+    soft = Dense(states, head(teacher.module), teacher.shared) if teacher.logits else None
+    return Signal(soft, noted)
+
+
+def shared_ids(student: Model, teacher: Model) -> int:
+    """How many token ids both models know: their vocabularies are one, or differ in size by padding alone.
+
+    PruneError when they are different vocabularies.
+    """
+    sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+    with_tokens = [any(name.startswith("tokenizer") for name in model.files) for model in (student, teacher)]
+    if not all(with_tokens) or _same_files(student, teacher):
+        if sizes[0] != sizes[1] and not all(with_tokens):
+            raise PruneError(
+                f"the student has {sizes[0]} token ids, the teacher {sizes[1]}, and no tokenizer says which are shared",
+                where="teacher",
+            )
+        return min(sizes)
+    mine, theirs = (model.tokenizer().get_vocab() for model in (student, teacher))
+    if mine != theirs:
+        apart = sum(theirs.get(token) != number for token, number in mine.items())
+        raise PruneError(
+            f"teacher and student have different vocabularies: {apart} of the student's {len(mine)} tokens are not, or "
+            f"have other ids, among the teacher's {len(theirs)}; take a teacher with the student's tokenizer",
+            where="teacher",
+        )
+    if max(mine.values(), default=0) >= min(sizes):
+        raise PruneError(f"the tokenizer has ids beyond the {min(sizes)} that both models know", where="teacher")
+    return min(sizes)
+
+
+def _same_files(student: Model, teacher: Model) -> bool:
+    names = [name for name in student.files if name.startswith(("tokenizer", "vocab", "merges", "added_tokens"))]
+    return all(
+        name in teacher.files and student.files[name].read_bytes() == teacher.files[name].read_bytes() for name in names
+    )
+
+
+def refuse_too_large(teacher: Model, student: Model, dtype: torch.dtype, device: str, *, shares: int = 1) -> None:
+    """PruneError when the teacher will not fit beside the student that is trained, saying by how much."""
+    needed = teacher.tensors.parameters * dtype.itemsize / shares
+    beside = 4 * student.tensors.parameters / shares
+    free = available(device)
+    if needed + beside > free:
+        raise PruneError(
+            f"too large: the teacher takes {needed / 1e9:.1f} GB and the student {beside / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; `cache` takes its logits once, a layer in memory at a time",
+            where="teacher",
+        )

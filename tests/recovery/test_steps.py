@@ -1,0 +1,184 @@
+"""The steps `distill` and `train` in recipes: what they leave, what they refuse, and that they go on after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from prune import files
+from prune.errors import PruneError
+from prune.recipe import apply, check
+from prune.recovery import fit as loops
+
+REMOVE = {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}
+TEXT = {"data": "words.jsonl", "samples": 4, "length": 32}
+SHORT: dict[str, Any] = {"steps": 3, "batch_size": 2, "length": 32, "evaluate_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = [f"def function_{n}(x):\n    return x + {n}  # {'and again ' * (n % 7)}\n" * 20 for n in range(12)]
+    Path("words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
+    talk = [{"instruction": f"Write function {n}.", "output": f"def f(): return {n}"} for n in range(40)]
+    Path("talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
+    pairs = [{"prompt": f"Number {n}?", "chosen": f"It is {n}.", "rejected": "No."} for n in range(12)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    Path("short.txt").write_text("a few words\n")
+
+
+def run(*steps: dict[str, Any], output: str = "out", **keys: Any) -> Any:
+    return apply({"model": "bundled", "output": output, "calibration": TEXT, "steps": [*steps]}, **keys)
+
+
+def complaint(options: dict[str, Any], *, word: str = "distill", **keys: Any) -> str:
+    recipe = {"model": "bundled", "output": "out", "calibration": TEXT, "steps": [REMOVE, {word: options}], **keys}
+    with pytest.raises(PruneError) as caught:
+        apply(recipe)
+    assert not Path("out.work").exists() and not Path("out").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_pruned_model_is_distilled_and_stock_transformers_loads_it() -> None:
+    result = run(REMOVE, {"distill": {**SHORT, "loss": {"logits": 1, "hidden": 0.1}, "cache": None}})
+    record = result.steps[1]["record"]
+    training = record["training"]
+    assert training["after"] < training["before"] and not training["kept_start"]
+    assert record["layer_map"] == {str(layer): layer for layer in range(6)}
+    assert {"curve", "before", "after", "best_step", "tokens", "kept_start", "parts"} <= set(training)
+    assert {"hard", "soft", "hidden"} == set(training["parts"])
+    assert result.timings[1]["tokens_per_second"] > 0
+    assert AutoModelForCausalLM.from_pretrained("out").config.intermediate_size == 256
+    assert files.verify("out") == [] and not Path("out.work").exists()
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = (REMOVE, {"distill": {**SHORT, "cache": {"folder": "kept", "top": 16}}})
+    run(*steps, output="whole")
+    honest, took = loops._step, []
+
+    def dying(job: Any, facts: Any, best: Any) -> Any:
+        if len(took) == 2:
+            raise KeyboardInterrupt
+        took.append(facts.step)
+        return honest(job, facts, best)
+
+    monkeypatch.setattr(loops, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(*steps)
+    (state,) = Path("out.work").glob("2-distill-*.unfinished/step-*")
+    assert state.name == "step-000000002" and not list(Path("out.work").rglob("*.pt"))
+    monkeypatch.setattr(loops, "_step", honest)
+    run(*steps)
+    assert files.hashes("out") == files.hashes("whole")
+
+
+def test_layers_are_compared_by_the_plan_of_an_earlier_step() -> None:
+    Path("plan.json").write_text('{"layers": [0, 1, 2, 5]}')
+    cut = {"remove": {"what": "layers", "plan": "plan.json"}}
+    result = run(cut, {"distill": {**SHORT, "steps": 1, "loss": "hidden"}})
+    assert result.steps[1]["record"]["layer_map"] == {"0": 0, "1": 1, "2": 2, "3": 5}
+
+
+@pytest.mark.parametrize(
+    ("objective", "data"), [("clm", None), ("sft", "talk.jsonl"), ("dpo", "pairs.jsonl")], ids=["clm", "sft", "dpo"]
+)
+def test_training_without_a_teacher(objective: str, data: str | None) -> None:
+    options = {**SHORT, "length": 64, "weights": "lora", "objective": objective}
+    options |= {"data": data} if data else {}
+    training = run(REMOVE, {"train": options}).steps[1]["record"]["training"]
+    assert training["after"] < training["before"] and not training["kept_start"] and training["tokens"] > 0
+    measured = [point["held_out"] for point in training["curve"] if point["held_out"] is not None]
+    assert len(measured) >= 4 and min(measured) == pytest.approx(training["after"], rel=0.02)
+    AutoModelForCausalLM.from_pretrained("out")
+
+
+def test_training_by_trl_twice_gives_the_same_bytes() -> None:
+    options = {**SHORT, "steps": 2, "length": 64, "objective": "sft", "data": "talk.jsonl"}
+    for output in ("one", "two"):
+        run({"train": options}, output=output)
+    assert files.hashes("one") == files.hashes("two")
+
+
+def test_instructions_are_distilled_on_answers_alone() -> None:
+    plain = run(REMOVE, {"distill": {**SHORT, "steps": 1, "data": "talk.jsonl", "chat": True}})
+    training = plain.steps[1]["record"]["training"]
+    assert training["tokens"] == 64 and training["before"] > 0
+
+
+def test_a_check_reads_no_weights_and_says_what_it_needs() -> None:
+    recipe = {"model": "bundled", "calibration": TEXT, "steps": [REMOVE, {"distill": SHORT}, {"train": SHORT}]}
+    needs = [step["record"]["needs"] for step in check(recipe).steps[1:]]
+    assert all(need["memory"] > 4 * 3_000_000 and need["seconds"] > 0 and need["disk"] > 0 for need in needs)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"teacher": "./nowhere"}, "distill.teacher: no model folder './nowhere'"),
+        ({"loss": "features"}, "unknown loss 'features'"),
+        ({"loss": {"logits": 0}}, "loss.logits must be above 0, not 0"),
+        ({"logits": {"temperature": 0}}, "logits.temperature must be above 0, not 0"),
+        ({"logits": {"divergence": "kl"}}, "unknown logits.divergence 'kl'; choices: forward, jsd, reverse, tvd"),
+        ({"loss": "hidden", "hidden": {"layers": {9: 0}}}, "maps layer 9 to 0; choices: 0 to 5 of the student"),
+        ({"weights": {"lora": {"targets": ["query"]}}}, "unknown LoRA target 'query'; choices: down_proj"),
+        ({"cache": {"folder": "kept", "top": 4096}}, "top is 4096; choices: 1 to 4095"),
+        ({"cache": "kept", "loss": "hidden"}, "keeps logits alone"),
+        ({"data": "short.txt"}, "short.txt: gives 0 windows of 32 tokens"),
+        ({"held_out": "none.txt"}, "none.txt: no such file"),
+        ({"data": "talk.jsonl", "chat": False}, "unknown field 'text'"),
+        ({"data": "words.jsonl", "chat": True}, "has rows with text"),
+        ({"length": 2048}, "length is 2048, and the model has 1024 positions"),
+        ({"optimizer": {"name": "lion"}}, "unknown optimizer.name 'lion'; choices: adafactor, adamw, sgd"),
+    ],
+)
+def test_what_cannot_be_distilled_is_known_before(options: dict[str, Any], expected: str) -> None:
+    assert expected in complaint({**SHORT, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"objective": "ppo"}, "unknown objective 'ppo'"),
+        ({"objective": "dpo"}, "dpo learns from preferences; give the step `data`"),
+        ({"objective": "dpo", "data": "talk.jsonl"}, "has rows without prompt"),
+        ({"objective": "sft", "data": "words.jsonl"}, "has rows with text"),
+        ({"objective": "sft", "data": "talk.jsonl", "sharded": True}, "is for clm and distill"),
+    ],
+)
+def test_what_cannot_be_trained_is_known_before(options: dict[str, Any], expected: str) -> None:
+    assert expected in complaint({**SHORT, **options}, word="train")
+
+
+def test_text_is_needed_from_somewhere() -> None:
+    assert "give the step `data`, or the recipe a calibration" in complaint(SHORT, calibration=None)
+
+
+def test_trl_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    options = {**SHORT, "objective": "sft", "data": "talk.jsonl"}
+    assert "needs TRL: pip install 'prune-kit[align]'" in complaint(options, word="train")
+
+
+def test_teacher_and_student_with_different_vocabularies(fixtures_folder: Path) -> None:
+    found = complaint({**SHORT, "teacher": str(fixtures_folder / "models" / "stories260K-llama")})
+    assert "teacher: " in found or "teacher and student have different vocabularies" in found
+
+
+def test_float16_is_refused() -> None:
+    assert "float16 needs its losses scaled" in complaint(SHORT, dtype="float16")
+
+
+def test_nothing_of_a_training_is_drawn_by_chance() -> None:
+    torch.manual_seed(1)
+    run(REMOVE, {"distill": {**SHORT, "weights": "lora"}}, output="one")
+    torch.manual_seed(2)
+    run(REMOVE, {"distill": {**SHORT, "weights": "lora"}}, output="two")
+    assert files.hashes("one") == files.hashes("two")
