@@ -154,8 +154,14 @@ def seal(
     """Adds the model card, the report, the timings with its hashes, and last the manifest with those of all others."""
     source = content["model"]["source"]
     on_hub = source != "bundled" and not Path(source).exists()
-    model_type = files.read_json(staging / "config.json").get("model_type", "")
-    text = card(content, model_type=model_type, base_model=source if on_hub else None, licence=licence)
+    config = files.read_json(staging / "config.json")
+    text = card(
+        content,
+        model_type=config.get("model_type", ""),
+        base_model=source if on_hub else None,
+        licence=licence,
+        architectures=config.get("architectures") or (),
+    )
     (staging / "README.md").write_text(text, encoding="utf-8")
     content = content | {"files": table | {"README.md": files.sha256(staging / "README.md")}}
     drawn = files.write_report(staging, report(content, timings))

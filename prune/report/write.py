@@ -37,6 +37,8 @@ def compared(outs: Sequence[Path], page: Path, *, overwrite: bool = False) -> Pa
 
 def _read(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = files.manifest(out)
+    if "recipe" not in manifest:
+        raise PruneError("was not made by a recipe, so there are no steps to report", where=str(out))
     timings = files.read_json(out / files.TIMINGS) if (out / files.TIMINGS).is_file() else {}
     steps = timings.get("steps")
     return manifest, timings | {"steps": steps if isinstance(steps, list) else [{} for _ in manifest.get("steps", [])]}

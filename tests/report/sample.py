@@ -181,8 +181,7 @@ def _merge(mark: str) -> dict[str, Any]:
         }
         for n in range(LAYERS)
     ]
-    inputs = [{"model": names[0], "weight": 0.5}, {"model": names[1], "weight": 0.5}]
-    record = {"method": f"ties{mark}", "inputs": inputs, "layers": layers}
+    record = {"method": f"ties{mark}", "inputs": names, "base": f"org/base{mark}", "layers": layers}
     return {"word": "merge", "options": {}, "record": {"merge": record}, "warnings": []}
 
 
@@ -191,7 +190,13 @@ def _synthesis(mark: str) -> dict[str, Any]:
         "kept": 812,
         "rejected": {f"equal{mark}": 61, f"sorry{mark}": 12, "leak": 5, "copies": 33},
         "rounds": [{"round": 1, "evolved": 400, "kept": 371}, {"round": 2, "evolved": 500, "kept": 441}],
-        "coverage": {f"topics{mark}": {f"maths{mark}": 40, "code": 31}, "kinds": 7},
+        "coverage": {
+            "skills": [f"writing{mark}", "code"],
+            "difficulties": ["easy", f"hard{mark}"],
+            "seeds": [[4, 0], [3, 1]],
+            "kept": [[300, 120], [200, 192]],
+            "topics": {f"maths{mark}": 40, "code": 31},
+        },
     }
     return {"word": "synthesize", "options": {}, "record": {"synthesis": record}, "warnings": []}
 
@@ -201,6 +206,13 @@ def _timing(number: int, mark: str) -> dict[str, Any]:
     if number == 4:
         timing["tokens_per_second"] = 5200.0
     if number == 5:
+        of = {"runtime": "PyTorch", "batch": 1, "length": 256, "rounds": 20, "device": f"cpu{mark}", "threads": 1}
+        timing["speed"] = {
+            "prefill": {"before": 0.08, "after": 0.05, "ratio": 0.63, "spread": [0.6, 0.66], "of": of},
+            "decode": {"before": 81.0, "after": 118.0, "ratio": 1.46, "spread": [1.4, 1.5], "of": of},
+            "prefill, ONNX Runtime": {"before": 0.05, "after": 0.03, "ratio": 0.61, "spread": [0.6, 0.62], "of": of},
+            "memory": {"before": 1.4e7, "after": 9e6, "ratio": 0.64, "of": of},
+        }
         timing["latency_seconds"], timing["latency_ratio"] = [0.08, 0.05], 0.63
         timing["latency_of"] = {"batch": 1, "length": 256, "rounds": 20, "device": f"cpu{mark}"}
     return timing

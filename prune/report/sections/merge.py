@@ -13,9 +13,12 @@ from prune.report.table import Table
 def section(facts: Facts) -> Section | None:
     blocks: list[Block] = []
     for number, found in facts.records("merge"):
-        blocks.append(Prose(f"Step {number} merges by {found.get('method', 'an unnamed method')}."))
+        onto = f" onto {found['base']}" if found.get("base") else ""
+        blocks.append(Prose(f"Step {number} merges by {found.get('method', 'an unnamed method')}{onto}."))
         if inputs := _inputs(found.get("inputs")):
-            blocks.append(Rows(Table(("input", "settings"), inputs)))
+            told = any(said for _, said in inputs)
+            head = ("input", "settings") if told else ("input",)
+            blocks.append(Rows(Table(head, inputs if told else [row[:1] for row in inputs])))
         if layers := found.get("layers"):
             blocks += _plots(number, layers)
     return Section("merge", "Merge", blocks) if blocks else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prune.report import along, summary
 from prune.report.blocks import Block, Facts, Points, Prose, Rows, Section
+from prune.report.sections import speed
 from prune.report.table import Table
 
 
@@ -19,7 +20,7 @@ class Tile:
     tone: str  # "gain", "cost" or "plain"
 
 
-NAMES = {"bytes": "size on disk", "latency": "latency", "parameters": "parameters", "perplexity": "perplexity"}
+NAMES = {"bytes": "size on disk", "flops": "FLOPs a token"}
 
 
 def tiles(facts: Facts) -> list[Tile]:
@@ -34,7 +35,31 @@ def tiles(facts: Facts) -> list[Tile]:
         tone = "plain" if change.after == change.before else "gain" if better else "cost"
         said = percent.replace("-", "\N{MINUS SIGN}")
         found.append(Tile(NAMES.get(name, name), said, f"{before} \N{RIGHTWARDS ARROW} {after}", tone))
-    return found
+    return [*found, *_speeds(facts), *_kmmlu(facts)]
+
+
+def _speeds(facts: Facts) -> list[Tile]:
+    """Tokens a second after the prompt, where they were timed."""
+    found = {m.name: m for m in speed.measures(facts)}
+    decode = found.get("decode")
+    if not decode or not decode.ratio or not decode.before or not decode.after:
+        return []
+    said = f"{(decode.ratio - 1) * 100:+.1f} %".replace("-", "\N{MINUS SIGN}")
+    detail = f"{decode.before:,.0f} \N{RIGHTWARDS ARROW} {decode.after:,.0f} tokens/s"
+    return [Tile("decoding", said, detail, "gain" if decode.ratio > 1 else "cost")]
+
+
+def _kmmlu(facts: Facts) -> list[Tile]:
+    """The score in points, beside what always giving the most frequent answer would score."""
+    tasks = [entry for _, entry in facts.records("tasks")]
+    before, after = ((tasks[-1].get(side) or {}).get("kmmlu") or {} if tasks else {} for side in ("before", "after"))
+    if "micro" not in before or "micro" not in after:
+        return []
+    one, other = 100 * before["micro"], 100 * after["micro"]
+    said = f"{other - one:+.1f} points".replace("-", "\N{MINUS SIGN}")
+    detail = f"{one:.1f} % \N{RIGHTWARDS ARROW} {other:.1f} %"
+    detail += f" (majority {100 * after['majority']:.1f} %)" if "majority" in after else ""
+    return [Tile("KMMLU", said, detail, "gain" if other > one else "cost" if other < one else "plain")]
 
 
 def section(facts: Facts) -> Section | None:

@@ -53,7 +53,7 @@ def measures(facts: Facts) -> Iterator[Measure]:
     timed = facts.timed("speed")
     if timed:
         for name, entry in timed[-1][1].items():
-            if name in UNITS and isinstance(entry, Mapping):
+            if name.startswith(tuple(UNITS)) and isinstance(entry, Mapping):
                 yield _measure(name, entry)
     old = facts.timed("latency_seconds")
     if old and not (timed and "prefill" in timed[-1][1]):
@@ -67,7 +67,9 @@ def measures(facts: Facts) -> Iterator[Measure]:
 def _measure(name: str, entry: Mapping[str, Any]) -> Measure:
     spread = entry.get("spread")
     pair = (float(spread[0]), float(spread[1])) if isinstance(spread, (list, tuple)) and len(spread) == 2 else None
-    how = ", ".join(f"{key} {value}" for key, value in (entry.get("of") or {}).items())
+    of = dict(entry.get("of") or {})
+    runtime = str(of.pop("runtime", ""))
+    how = ", ".join([*([runtime] if runtime else []), *(f"{key} {value}" for key, value in of.items())])
     return Measure(name, entry.get("before"), entry.get("after"), entry.get("ratio"), pair, how)
 
 

@@ -52,6 +52,17 @@ def _rounds(rounds: Any) -> Rows | None:
 def _coverage(coverage: Any) -> list[Block]:
     if not isinstance(coverage, dict) or not coverage:
         return []
+    skills, difficulties = coverage.get("skills"), coverage.get("difficulties")
+    if isinstance(skills, list) and isinstance(difficulties, list) and skills:
+        seeds, kept = coverage["seeds"], coverage["kept"]
+        cells = [
+            (str(skill), *(f"{a} \N{RIGHTWARDS ARROW} {b}" for a, b in zip(before, after, strict=True)))
+            for skill, before, after in zip(skills, seeds, kept, strict=True)
+        ]
+        head = ("items of the seeds and now", *map(str, difficulties))
+        grid = [Rows(Table(head, cells, frozenset(range(1, len(head)))))]
+        rest = {key: coverage[key] for key in ("kinds", "formats", "topics", "languages") if coverage.get(key)}
+        return [*grid, *_coverage(rest)]
     rows = []
     for name, value in coverage.items():
         said = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

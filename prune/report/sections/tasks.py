@@ -30,7 +30,8 @@ def section(facts: Facts) -> Section | None:
 def _rows(task: str, before: Measured, after: Measured) -> list[tuple[str, ...]]:
     """A row for each metric that is a number; standard errors stand with their metric."""
     found: list[tuple[str, ...]] = []
-    for metric in {**before, **after}:
+    names = ("micro", "macro") if task.startswith("kmmlu") else tuple({**before, **after})
+    for metric in names:
         one, other = before.get(metric), after.get(metric)
         if not isinstance(one if other is None else other, (int, float)):
             continue
