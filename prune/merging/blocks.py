@@ -10,7 +10,7 @@ import torch
 from prune.merging.block import Block
 
 SIZE = 2**18  # entries; a few of them fit a core's cache
-PIECES, PIECE = 256, 256  # of a sample
+PIECES, PIECE = 64, 512  # of a sample
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,14 @@ def combine(
     total = stacked.sum(dim=0)
     kept = weights
     if elect:
-        agree = torch.where(total >= 0, stacked > 0, stacked < 0)
-        total = (stacked * agree).sum(dim=0)
-        kept = weights * agree if normalize else weights
+        sign = (total >= 0).to(stacked.dtype).mul_(2).sub_(1)
+        stacked *= sign  # what agrees is above zero now
+        if normalize:
+            kept = weights * (stacked > 0)
+        total = stacked.clamp_(min=0).sum(dim=0).mul_(sign)
     if normalize:
         divisor = kept.sum(dim=0)
-        total /= torch.where(divisor == 0 if elect else divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
+        total /= divisor.masked_fill_(divisor == 0 if elect else divisor.abs() < 1e-8, 1)
     if lambda_ != 1:
         total *= lambda_
     return base + total

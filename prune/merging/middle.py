@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from prune.errors import PruneError
@@ -43,5 +42,5 @@ def middle(block: Block, found: Sequence[tuple[float, float]]) -> list[Tensor]:
     kept = []
     for delta, (least, most) in zip(block.deltas(), found, strict=True):
         size = delta.abs()
-        kept.append(torch.where((size >= least) & (size <= most), delta, torch.zeros_like(delta)))
+        kept.append(delta.masked_fill_((size < least) | (size > most), 0))
     return kept

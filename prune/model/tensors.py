@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ def finite(name: str, tensor: Tensor, where: str) -> Tensor:
     """The tensor itself, refused by name when it holds NaN or infinity."""
     if tensor.numel() and tensor.is_floating_point():
         low, high = torch.aminmax(tensor)  # NaN goes through both; no copy is made
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        if not (isfinite(low) and isfinite(high)):
             raise PruneError(f"tensor {name!r} holds NaN or infinity; the checkpoint is damaged", where=where)
     return tensor
 

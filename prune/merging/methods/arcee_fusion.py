@@ -1,4 +1,7 @@
-"""Arcee Fusion: only the changes that matter, by size and by how far a row's distribution moved. https://arcee.ai"""
+"""Arcee Fusion: only the changes that matter, by size and by how far a row's distribution moved.
+
+Source: https://arcee.ai
+"""
 
 from __future__ import annotations
 

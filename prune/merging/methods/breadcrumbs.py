@@ -1,4 +1,7 @@
-"""Breadcrumbs: of each model's changes neither the smallest nor the very largest. https://arxiv.org/abs/2312.06795"""
+"""Breadcrumbs: of each model's changes neither the smallest nor the very largest.
+
+Source: https://arxiv.org/abs/2312.06795
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Breadcrumbs with the election of TIES: of each model's changes neither the smallest nor the largest. https://arxiv.org/abs/2312.06795"""
+"""Breadcrumbs with the election of TIES: of each model's changes neither the smallest nor the largest.
+
+Source: https://arxiv.org/abs/2312.06795
+"""
 
 from __future__ import annotations
 

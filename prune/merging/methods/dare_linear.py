@@ -1,4 +1,7 @@
-"""DARE: changes dropped at random and the others made larger instead, then summed. https://arxiv.org/abs/2311.03099"""
+"""DARE: changes dropped at random and the others made larger instead, then summed.
+
+Source: https://arxiv.org/abs/2311.03099
+"""
 
 from __future__ import annotations
 

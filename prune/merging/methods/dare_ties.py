@@ -1,4 +1,7 @@
-"""DARE with the election of TIES: changes dropped at random, those that agree summed. https://arxiv.org/abs/2311.03099"""
+"""DARE with the election of TIES: changes dropped at random, those that agree summed.
+
+Source: https://arxiv.org/abs/2311.03099
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""DELLA: the smaller a change in its row, the likelier it is dropped; those that agree are summed. https://arxiv.org/abs/2406.11617"""
+"""DELLA: the smaller a change in its row, the likelier it is dropped; those that agree are summed.
+
+Source: https://arxiv.org/abs/2406.11617
+"""
 
 from __future__ import annotations
 

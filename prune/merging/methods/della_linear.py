@@ -1,4 +1,7 @@
-"""DELLA without an election: the smaller a change in its row, the likelier it is dropped. https://arxiv.org/abs/2406.11617"""
+"""DELLA without an election: the smaller a change in its row, the likelier it is dropped.
+
+Source: https://arxiv.org/abs/2406.11617
+"""
 
 from __future__ import annotations
 

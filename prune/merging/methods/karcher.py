@@ -1,4 +1,7 @@
-"""Karcher mean: the point on the sphere from which all models are nearest. https://en.wikipedia.org/wiki/Karcher_mean"""
+"""Karcher mean: the point on the sphere from which all models are nearest.
+
+Source: https://en.wikipedia.org/wiki/Karcher_mean
+"""
 
 from __future__ import annotations
 

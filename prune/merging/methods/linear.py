@@ -1,4 +1,7 @@
-"""Linear: the weighted average of the models. https://arxiv.org/abs/2203.05482"""
+"""Linear: the weighted average of the models.
+
+Source: https://arxiv.org/abs/2203.05482
+"""
 
 from __future__ import annotations
 

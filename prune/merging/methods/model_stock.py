@@ -1,4 +1,7 @@
-"""Model Stock: between the base and the models' average, by the angle between their changes. https://arxiv.org/abs/2403.19522"""
+"""Model Stock: between the base and the models' average, by the angle between their changes.
+
+Source: https://arxiv.org/abs/2403.19522
+"""
 
 from __future__ import annotations
 

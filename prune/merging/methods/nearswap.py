@@ -1,4 +1,7 @@
-"""NearSwap: towards the other model where it is near the base. https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"""
+"""NearSwap: towards the other model where it is near the base.
+
+Source: https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""SCE: the entries on which the models differ most, weighted by their size, by election. https://arxiv.org/abs/2408.07990"""
+"""SCE: the entries on which the models differ most, weighted by their size, by election.
+
+Source: https://arxiv.org/abs/2408.07990
+"""
 
 from __future__ import annotations
 

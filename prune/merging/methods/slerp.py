@@ -1,4 +1,7 @@
-"""Slerp: the way from the base to the other model along the arc between them. https://en.wikipedia.org/wiki/Slerp"""
+"""Slerp: the way from the base to the other model along the arc between them.
+
+Source: https://en.wikipedia.org/wiki/Slerp
+"""
 
 from __future__ import annotations
 

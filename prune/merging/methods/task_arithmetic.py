@@ -1,4 +1,7 @@
-"""Task arithmetic: what the models learnt over the base, weighted and added to it. https://arxiv.org/abs/2212.04089"""
+"""Task arithmetic: what the models learnt over the base, weighted and added to it.
+
+Source: https://arxiv.org/abs/2212.04089
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""TIES: the largest changes of each model, those that agree on a sign summed. https://arxiv.org/abs/2306.01708"""
+"""TIES: the largest changes of each model, those that agree on a sign summed.
+
+Source: https://arxiv.org/abs/2306.01708
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prune.merging.block import Block, Each
@@ -52,6 +54,6 @@ def merge(
 
 def _trimmed(block: Block, bounds: Sequence[float | None]) -> list[Tensor]:
     return [
-        delta if bound is None else torch.where(delta.abs() >= bound, delta, torch.zeros_like(delta))
+        delta if bound is None else delta.masked_fill_(delta.abs() < bound, 0)
         for delta, bound in zip(block.deltas(), bounds, strict=True)
     ]

@@ -1,0 +1,252 @@
+"""Configs: precedence, gradients and filters, and what is refused before a tensor is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import prune
+from prune.document import parse as parse_yaml
+from prune.errors import PruneError
+from prune.merging.config import Reference, parse
+from prune.merging.merge import prepare
+from prune.merging.methods import names
+from prune.model.tensors import Tensors
+from tests.merging import cases
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cases.trio(tmp_path_factory.mktemp("configs"), "plain", "float32")
+
+
+def plan_of(place: Path, **keys: Any) -> Any:
+    base = {"merge_method": "linear", "models": [{"model": str(place / "one")}, {"model": str(place / "two")}]}
+    return prepare({**base, **keys}).plan
+
+
+def test_gradients_run_from_the_first_layer_to_the_last(place: Path) -> None:
+    values = plan_of(place, parameters={"weight": [0.25, 1.0, 0.5]}).values
+    assert [values[f"model.layers.{layer}.mlp.up_proj.weight"]["weight"][0] for layer in range(3)] == [0.25, 1.0, 0.5]
+    values = plan_of(place, parameters={"weight": [1.0, 2.0]}).values
+    assert values["model.layers.1.mlp.up_proj.weight"]["weight"] == [1.5, 1.5]
+    for outer in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert values[outer]["weight"] == [1.0, 1.0]
+
+
+def test_a_slice_of_one_layer_takes_the_gradients_end(place: Path) -> None:
+    sources = [{"model": str(place / "one"), "layer_range": [0, 1]}]
+    values = prepare(
+        {"merge_method": "passthrough", "slices": [{"sources": sources}], "parameters": {"scale": [0.25, 0.75]}}
+    ).plan.values
+    assert values["model.layers.0.mlp.up_proj.weight"]["scale"] == [0.75]
+    assert values["model.embed_tokens.weight"]["scale"] == [0.25]
+
+
+def test_the_first_filter_that_matches_counts_and_what_none_matches_falls_through(place: Path) -> None:
+    own = [{"filter": "mlp.up", "value": 1}, {"filter": "mlp", "value": 2}]
+    models = [
+        {"model": str(place / "one"), "parameters": {"weight": own}},
+        {"model": str(place / "two"), "parameters": {"weight": 9}},
+    ]
+    values = plan_of(place, models=models, parameters={"weight": 5}).values
+    assert values["model.layers.0.mlp.up_proj.weight"]["weight"] == [1, 9]
+    assert values["model.layers.0.mlp.down_proj.weight"]["weight"] == [2, 9]
+    assert values["model.layers.0.self_attn.q_proj.weight"]["weight"] == [5, 9]
+
+
+def test_source_beats_slice_beats_module_beats_everything(place: Path) -> None:
+    def source(name: str, **parameters: Any) -> dict[str, Any]:
+        return {"model": str(place / name), "layer_range": [0, 3], "parameters": parameters}
+
+    def values(**levels: dict[str, Any]) -> Any:
+        one = {
+            "sources": [source("one", **levels.get("source", {})), source("two")],
+            "parameters": levels.get("slice", {}),
+        }
+        module = {"slices": [one], "parameters": levels.get("module", {})}
+        made = prepare({"merge_method": "linear", "modules": {"default": module}, "parameters": levels["all"]})
+        return made.plan.values["model.layers.0.mlp.up_proj.weight"]["weight"]
+
+    levels = {"all": {"weight": 1}}
+    assert values(**levels) == [1, 1]
+    levels["module"] = {"weight": 2}
+    assert values(**levels) == [2, 2]
+    levels["slice"] = {"weight": 3}
+    assert values(**levels) == [3, 3]
+    levels["source"] = {"weight": 4}
+    assert values(**levels) == [4, 3]
+
+
+@pytest.mark.parametrize(("spelt", "value"), [("1e-3", 0.001), ("'0.5'", 0.5), ("2", 2.0)])
+def test_numbers_are_read_as_yaml_files_spell_them(place: Path, spelt: str, value: float) -> None:
+    text = f"merge_method: linear\nmodels:\n- model: {place / 'one'}\nparameters: {{weight: {spelt}}}\n"
+    values = prepare(parse_yaml(text, "c.yml")).plan.values
+    assert values["lm_head.weight"]["weight"] == [value]
+
+
+def test_references_name_revisions_and_adapters() -> None:
+    def first(model: Any) -> Reference:
+        return parse({"merge_method": "linear", "models": [{"model": model}]}, names()).references[0]
+
+    assert first("a/b") == Reference("a/b")
+    assert first("a/b@main+c/d@v1") == Reference("a/b", "main", "c/d", "v1")
+    assert first({"model": {"path": "a", "revision": "r"}, "lora": "l"}) == Reference("a", "r", "l")
+    assert str(first("a@r+l")) == "a@r+l"
+
+
+FILTER = [{"filter": "mpl", "value": 1}, {"value": 2}]
+BOTH = {"tokenizer_source": "union", "tokenizer": {}}
+COMPLAINTS: list[tuple[dict[str, Any], str]] = [
+    ({"merge_metod": "linear"}, "unknown key 'merge_metod'; did you mean 'merge_method'?"),
+    ({"merge_method": "tis"}, "unknown merge_method 'tis'; did you mean 'ties'?"),
+    ({"slices": [{}]}, "exactly one of models, slices and modules must be there, not models and slices"),
+    ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
+    ({"parameters": {"wieght": 1}}, "unknown parameter of linear 'wieght'; did you mean 'weight'?"),
+    ({"parameters": {"weight": FILTER}}, "the filter 'mpl'; did you mean 'mlp'?"),
+    ({"parameters": {"weight": 0}}, "the weights sum to zero"),
+    ({"parameters": {"weight": []}}, "an empty list says nothing"),
+    ({"parameters": {"weight": "much"}}, "weight must be a number, not 'much'"),
+    ({}, "linear needs the parameter weight of"),
+    ({"parameters": {"weight": 1, "normalize": "perhaps"}}, "normalize must be true or false"),
+    ({"merge_method": "ties", "parameters": {"weight": 1}}, "ties needs a base_model"),
+    ({"merge_method": "karcher", **BOTH}, "give one of tokenizer and tokenizer_source"),
+    ({"merge_method": "passthrough"}, "passthrough takes exactly 1 model(s), not 2"),
+    ({"chat_template": "nonsense", "parameters": {"weight": 1}}, "has no tokenizer to give it to"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "expected"), COMPLAINTS)
+def test_slips_are_told_in_one_line(
+    place: Path, keys: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*_: Any) -> None:
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr("prune.model.checkpoint._read_part", unread)
+    with pytest.raises(PruneError) as caught:
+        plan_of(place, **keys)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def sliced(place: Path, *ranges: list[int], method: str = "passthrough", **keys: Any) -> Any:
+    slices = [{"sources": [{"model": str(place / "one"), "layer_range": own}]} for own in ranges]
+    return prepare({"merge_method": method, "slices": slices, **keys})
+
+
+def test_a_reversed_layer_range_is_refused(place: Path) -> None:
+    with pytest.raises(PruneError, match=r"layer_range \[2, 1\] has no layers"):
+        sliced(place, [2, 1])
+
+
+def test_a_slice_out_of_range_is_refused(place: Path) -> None:
+    with pytest.raises(PruneError, match=r"layer_range \[1, 4\] goes beyond the 3 layers"):
+        sliced(place, [1, 4])
+
+
+def test_all_weights_zero_is_refused_and_never_nan(place: Path) -> None:
+    models = [{"model": str(place / name), "parameters": {"weight": 0}} for name in ("one", "two")]
+    for method in ("ties", "task_arithmetic", "dare_ties"):
+        with pytest.raises(PruneError, match="all weights are zero"):
+            plan_of(place, merge_method=method, base_model=str(place / "base"), models=models)
+
+
+def test_parameters_of_another_method_are_told_but_do_no_harm(place: Path) -> None:
+    made = plan_of(place, parameters={"weight": 1, "density": 0.5, "int8_mask": True})
+    assert len(made.warnings) == 2 and "linear has no parameter density" in made.warnings[0]
+
+
+def test_density_outside_its_range_is_refused(place: Path) -> None:
+    with pytest.raises(PruneError, match="from 0 to 1, not 1.5"):
+        plan_of(place, merge_method="ties", base_model=str(place / "base"), parameters={"weight": 1, "density": 1.5})
+    with pytest.raises(PruneError, match="must lie between 0 and 1"):
+        plan_of(place, merge_method="della", base_model=str(place / "base"), parameters={"weight": 1, "density": 0.1})
+
+
+def test_changing_depth_works_where_configs_have_a_list_per_layer(tmp_path: Path) -> None:
+    module = tiny_model("qwen3", layer_types=["full_attention"] * 3)
+    prune.save(prune.open(module), tmp_path / "one")
+    merged = sliced(tmp_path, [0, 2], [1, 3]).model
+    prune.save(merged, tmp_path / "out")
+    config = prune.open(tmp_path / "out").config
+    assert config.num_hidden_layers == 4 and len(config.layer_types) == 4
+    for new, old in enumerate((0, 1, 1, 2)):
+        found = merged.tensors.read(f"model.layers.{new}.mlp.up_proj.weight")
+        assert torch.equal(found, module.state_dict()[f"model.layers.{old}.mlp.up_proj.weight"])
+
+
+def test_relative_paths_lead_somewhere_from_here_and_from_the_configs_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "merge_method: linear\nmodels: [{model: one}, {model: two}]\nparameters: {weight: 1}\n"
+    (place / "relative.yml").write_text(text)
+    assert prune.merge(place / "relative.yml").tensors.parameters
+    monkeypatch.chdir(place)
+    assert prune.merge("relative.yml").tensors.parameters
+
+
+def test_dare_without_a_seed_is_the_same_every_time_and_says_how(place: Path) -> None:
+    keys: dict[str, Any] = {"merge_method": "dare_ties", "base_model": str(place / "base")}
+    keys |= {"models": [{"model": str(place / "one"), "parameters": {"weight": 1, "density": 0.5}}]}
+    one, two = prepare(keys), prepare(keys)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(one.model.tensors.read(name), two.model.tensors.read(name))
+    assert one.record["masks"]["seed"] == 0 and "SFC64" in one.record["masks"]["rule"]
+    other = prepare({**keys, "random_seed": 3})
+    assert other.record["masks"]["seed"] == 3
+    assert not torch.equal(other.model.tensors.read(name), one.model.tensors.read(name))
+
+
+def test_bfloat16_is_a_type_to_store_and_not_to_compute_in(tmp_path: Path) -> None:
+    place = cases.trio(tmp_path, "plain", "bfloat16")
+    keys = cases.config("ties", place, "bfloat16")
+    name = "model.layers.0.mlp.up_proj.weight"
+    ours, peer = (prune.merge(keys, compat=how).tensors.read(name).double() for how in (None, "mergekit"))
+    wide = prune.merge({**keys, "out_dtype": "float32"}).tensors.read(name).double()
+    assert torch.equal(wide.bfloat16().double(), ours)
+    near, far = (ours - wide).abs(), (peer - wide).abs()
+    assert (near <= far).all() and (near < far).double().mean() > 0.05  # rounded once, and not at every step
+
+
+def test_models_of_other_shapes_or_families_are_refused_by_name(place: Path, tmp_path: Path) -> None:
+    prune.save(prune.open(tiny_model("llama", intermediate_size=44)), tmp_path / "wide")
+    with pytest.raises(PruneError, match=r"of shape \[48, 40\], and \[48, 44\]|of shape \[48, 44\], and \[48, 40\]"):
+        plan_of(
+            place, models=[{"model": str(place / "one")}, {"model": str(tmp_path / "wide")}], parameters={"weight": 1}
+        )
+    prune.save(prune.open(tiny_model("qwen3")), tmp_path / "other")
+    with pytest.raises(PruneError, match="only models of one family merge"):
+        plan_of(
+            place, models=[{"model": str(place / "one")}, {"model": str(tmp_path / "other")}], parameters={"weight": 1}
+        )
+
+
+def test_models_whose_layers_differ_merge_when_their_shapes_agree(place: Path, tmp_path: Path) -> None:
+    plan = {"layers.1.channels": list(range(24)), "layers.2.heads": [0, 2]}
+    for name in ("base", "one", "two"):
+        prune.save(prune.cut(prune.open(place / name), plan), tmp_path / name)
+    keys = cases.config("ties", tmp_path, "float32")
+    prune.save(prune.merge(keys), tmp_path / "out")
+    merged = prune.open(tmp_path / "out")
+    assert merged.config.model_type == "prune_llama"
+    assert merged.tensors.info == prune.open(tmp_path / "one").tensors.info
+
+
+def test_threads_and_order_do_not_change_a_bit(place: Path, tmp_path: Path) -> None:
+    keys = cases.config("dare_ties", place, "float32")
+    merged = prune.merge(keys)
+    alone = {name: merged.tensors.read(name) for name in reversed([*merged.tensors.info])}
+    for threads in (1, 4):
+        from dataclasses import replace
+
+        tensors = replace(merged.tensors, threads=threads)
+        assert isinstance(tensors, Tensors)
+        prune.save(replace(merged, tensors=tensors), tmp_path / f"out{threads}")
+        written = prune.open(tmp_path / f"out{threads}").tensors
+        assert all(torch.equal(written.read(name), own) for name, own in alone.items())
+    one, four = ((tmp_path / f"out{threads}" / "model.safetensors").read_bytes() for threads in (1, 4))
+    assert one == four

@@ -1,0 +1,84 @@
+"""Searching: it finds a known optimum, never does worse than its start, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prune.document import Document
+from prune.errors import PruneError
+from prune.merging.search import search, space
+
+
+def bowl(vector: list[float]) -> float:
+    return sum((number - wanted) ** 2 for number, wanted in zip(vector, (0.2, 0.9), strict=False))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_it_finds_the_least(count: int) -> None:
+    found = search([0.5] * count, bowl, budget=120, seed=0)
+    assert found.value < 1e-3 and len(found.candidates) == 120
+    assert found.candidates[0]["parameters"] == [0.5] * count
+    assert found.value == min(entry["value"] for entry in found.candidates)
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_same_candidates(tmp_path: Path) -> None:
+    whole = search([0.5, 0.5], bowl, budget=40, seed=3)
+    calls: list[list[float]] = []
+
+    def stopped(vector: list[float]) -> float:
+        if len(calls) == 17:
+            raise KeyboardInterrupt
+        calls.append(vector)
+        return bowl(vector)
+
+    log = tmp_path / "candidates.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        search([0.5, 0.5], stopped, budget=40, seed=3, log=log)
+    assert len(log.read_text().splitlines()) == 17
+    with log.open("a") as file:
+        file.write('{"number": 17, "par')  # a line that a kill cut off
+    calls.clear()
+    later = search([0.5, 0.5], lambda vector: calls.append(vector) or bowl(vector), budget=40, seed=3, log=log)
+    assert later == whole and len(calls) == 40 - 17
+    assert [json.loads(line) for line in log.read_text().splitlines()] == whole.candidates
+
+
+def document(**keys: object) -> Document:
+    return Document("c", {"merge_method": "ties", "base_model": "base", "models": [{"model": "base"}, *MODELS], **keys})
+
+
+MODELS = [{"model": "a", "parameters": {"density": 0.5}}, {"model": "b"}]
+
+
+def test_weights_go_to_every_model_but_the_base() -> None:
+    found = space(document(), weights=2, layers=0, depth=4)
+    assert len(found.start()) == 4
+    made = found.config([0.1, 0.2, 0.3, 0.4]).value["models"]
+    assert made[0] == {"model": "base"}
+    assert made[1]["parameters"] == {"density": 0.5, "weight": [0.1, 0.2]}
+    assert made[2]["parameters"] == {"weight": [0.3, 0.4]}
+    assert MODELS[1] == {"model": "b"}  # the config itself is as it was
+    assert found.path([0.1, 0.2, 0.3, 0.4]) is None
+
+
+def test_slerp_is_searched_by_its_t() -> None:
+    found = space(document(merge_method="slerp", models=MODELS), weights=3, layers=0, depth=4)
+    assert found.config([0.1, 0.2, 0.3]).value["parameters"] == {"t": [0.1, 0.2, 0.3]}
+
+
+def test_paths_start_as_the_model_is_and_repeat_layers() -> None:
+    found = space(document(), weights=0, layers=2, depth=3)
+    assert found.path(found.start()) == [0, 1, 2]
+    assert found.path([0.9, 0.1, 0.9, 0.1, 0.9, 0.9]) == [0, 2, 1, 2]
+    assert found.path([0.0] * 6) == [0]
+    assert found.config([0.5] * 6).value == found.document.value
+
+
+def test_what_cannot_be_searched_is_refused() -> None:
+    with pytest.raises(PruneError, match="has no weights to search"):
+        space(document(merge_method="karcher"), weights=1, layers=0, depth=3)
+    with pytest.raises(PruneError, match="nothing to search"):
+        space(document(), weights=0, layers=0, depth=3)

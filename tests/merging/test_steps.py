@@ -1,0 +1,247 @@
+"""`merge` and `upscale` as steps and as a command: records, resuming, what is known before, real fine-tunes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import prune
+from prune import bundled, cli, files
+from prune.errors import PruneError
+from prune.evaluation.perplexity import perplexity
+from prune.recipe import apply, check
+from prune.recipe.load import shelf
+from tests.merging import cases
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return cases.trio(tmp_path / "models", "plain", "float32").parent
+
+
+def ties(**more: Any) -> dict[str, Any]:
+    models = [cases.weighted(f"models/{name}", 0.5) for name in ("one", "two")]
+    return {
+        "merge_method": "ties",
+        "base_model": "models/base",
+        "models": models,
+        "parameters": {"density": 0.5},
+        **more,
+    }
+
+
+def recipe(*steps: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    return {"model": "models/base", "output": "out", "steps": [*steps], **keys}
+
+
+MERGING = sorted(name for name in shelf() if name.startswith(("merge-", "chat-vector", "prune-then-merge")))
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_the_packaged_recipes_run(place: Path, name: str) -> None:  # noqa: ARG001
+    result = apply(name, output="out")
+    record = result.steps[-1]["record"]
+    assert bool(record["merge"]["layers"]) == (name != "merge-passthrough")  # one input moves nowhere
+    model = AutoModelForCausalLM.from_pretrained("out")
+    assert torch.isfinite(model(torch.tensor([[1, 5, 9]])).logits).all()
+
+
+def test_every_one_of_the_first_seven_methods_has_a_recipe() -> None:
+    text = "".join(shelf()[name].read_text() for name in MERGING)
+    assert all(f"merge_method: {method}" in text for method in cases.SEVEN)
+    assert {"chat-vector", "prune-then-merge", "upscale"} <= set(shelf())
+
+
+def test_a_step_merges_as_the_library_does_and_records_what_it_did_to_each_layer(place: Path) -> None:
+    result = apply(recipe({"merge": ties()}))
+    out, direct = prune.open("out").tensors, prune.merge(ties()).tensors
+    assert all(torch.equal(out.read(name), direct.read(name)) for name in direct.info)
+    record = result.steps[0]["record"]["merge"]
+    assert record["method"] == "ties" and record["inputs"] == ["models/base", "models/one", "models/two"]
+    base, one, two = (prune.open(place / "models" / name) for name in ("base", "one", "two"))
+    (row,) = [row for row in record["layers"] if row["layer"] == 1]
+    changes = [
+        torch.cat([(own.tensors.read(name) - base.tensors.read(name)).reshape(-1) for name in base.names(1)]).double()
+        for own in (one, two)
+    ]
+    assert row["delta_norm"] == pytest.approx(
+        {"one": float(changes[0].norm()), "two": float(changes[1].norm())}, rel=1e-5
+    )
+    cosine = changes[0] @ changes[1] / changes[0].norm() / changes[1].norm()
+    assert row["cosine"] == pytest.approx(float(cosine), abs=1e-5)
+    conflicts = float((changes[0] * changes[1] < 0).double().mean())
+    assert row["sign_conflicts"] == pytest.approx(conflicts, abs=1e-3)
+    assert {"merge/layers.csv", "merge/layers.svg"} <= set(files.manifest("out")["files"])
+    assert Path("out/merge/layers.csv").read_text().splitlines()[0].startswith("layer,delta norm one,delta norm two")
+
+
+def test_a_config_file_and_its_keys_are_the_same_merge_and_not_both(place: Path) -> None:  # noqa: ARG001
+    Path("c.yml").write_text(json.dumps(ties()))
+    apply(recipe({"merge": {"config": "c.yml"}}))
+    apply(recipe({"merge": ties()}), output="other")
+    assert files.sha256("out/model.safetensors") == files.sha256("other/model.safetensors")
+    with pytest.raises(PruneError, match="a config says it all"):
+        check(recipe({"merge": {"config": "c.yml", "dtype": "float32"}}))
+
+
+def test_other_bytes_of_an_input_make_another_run(place: Path) -> None:
+    assert apply(recipe({"merge": ties()})).state == "done"
+    assert apply(recipe({"merge": ties()})).state == "unchanged"
+    shutil.copyfile(place / "models/two/model.safetensors", place / "models/one/model.safetensors")
+    with pytest.raises(PruneError, match="made from another input"):
+        apply(recipe({"merge": ties()}))
+
+
+def test_the_current_model_can_be_merged_with_what_it_was(place: Path) -> None:  # noqa: ARG001
+    half = {"merge_method": "linear", "models": [cases.weighted("original", 0.5), cases.weighted("current", 0.5)]}
+    apply(recipe({"merge": {"merge_method": "passthrough", "models": [{"model": "models/one"}]}}, {"merge": half}))
+    name = "model.layers.0.mlp.up_proj.weight"
+    base, one, out = (prune.open(path).tensors.read(name) for path in ("models/base", "models/one", "out"))
+    torch.testing.assert_close(out, (base + one) / 2)
+
+
+def test_models_are_cut_alike_before_they_are_merged(place: Path) -> None:  # noqa: ARG001
+    cut = {"remove": {"what": ["channels", "heads"], "ratio": 0.5, "criterion": "magnitude"}}
+    step = ties(base_model="current", cut_alike=True)
+    result = apply(recipe(cut, {"merge": step}))
+    plan = result.steps[0]["record"]["plan"]
+    small = {name: prune.cut(prune.open(f"models/{name}"), plan) for name in ("base", "one", "two")}
+    keys = ties(base_model="base", models=[cases.weighted(name, 0.5) for name in ("one", "two")])
+    wanted, out = prune.merge(keys, models=small).tensors, prune.open("out").tensors
+    assert out.info == wanted.info
+    assert all(torch.equal(out.read(name), wanted.read(name)) for name in out.info)
+    with pytest.raises(PruneError, match=r"of shape \[48, 40\], and \[48, 20\]|of shape"):
+        check(recipe(cut, {"merge": ties(base_model="current")}))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ({"merge": {"merge_method": "tise"}}, "unknown merge_method 'tise'; did you mean 'ties'?"),
+        ({"merge": ties(parameters={"densty": 1})}, "unknown parameter of ties 'densty'; did you mean 'density'?"),
+        ({"merge": ties(models=[{"model": "models/nobody/else"}])}, "no model folder"),
+        ({"merge": {"config": "nothing.yml"}}, "cannot be read"),
+        ({"merge": ties(search={"budget": 4})}, "name the data to measure candidates on"),
+        ({"merge": ties(search={"metric": "beauty"})}, "steps[0].merge.search"),
+        ({"upscale": {}}, "give one of drop, layers and expand"),
+        ({"upscale": {"drop": 3}}, "0 to 2 may go"),
+        ({"upscale": {"layers": ["0-2", "x"]}}, "a run of layers is spelt 0-23, not 'x'"),
+        ({"upscale": {"expand": "4"}}, "expand is spelt `every 4`"),
+    ],
+)
+def test_slips_are_known_before_anything_is_written(place: Path, step: dict[str, Any], expected: str) -> None:
+    before = files.names(place)
+    with pytest.raises(PruneError) as caught:
+        apply(recipe(step))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert files.names(place) == before
+
+
+def test_a_check_knows_the_grown_model(place: Path) -> None:  # noqa: ARG001
+    steps = check(recipe({"upscale": {"layers": ["0-1", "1-2"]}})).steps
+    assert steps[0]["record"]["layers"] == [3, 4]
+    apply(recipe({"upscale": {"layers": ["0-1", "1-2"]}}))
+    out, base = prune.open("out"), prune.open("models/base")
+    assert torch.equal(
+        out.tensors.read("model.layers.2.mlp.up_proj.weight"), base.tensors.read("model.layers.1.mlp.up_proj.weight")
+    )
+
+
+def test_search_measures_no_worse_than_its_start_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("def f(x):\n    return x\n" * 200)
+    moved = prune.load("bundled")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    shutil.copytree(bundled.folder(), "worse", ignore=shutil.ignore_patterns("*.safetensors", "prune.json"))
+    prune.save(prune.open(moved), "moved")
+    shutil.copyfile("moved/model.safetensors", "worse/model.safetensors")
+    shutil.copyfile("moved/config.json", "worse/config.json")
+    step = {
+        "merge_method": "task_arithmetic",
+        "base_model": "bundled",
+        "models": [{"model": "worse"}],
+        "search": {"weights": 1, "data": "text.txt", "samples": 2, "length": 32, "budget": 5},
+        "parameters": {"weight": 1},
+    }
+    asked = {"model": "bundled", "steps": [{"merge": step}]}
+    whole = apply(asked, output="whole").steps[0]["record"]["search"]
+    assert len(whole["candidates"]) == 5 and whole["best"]["value"] <= whole["start"]
+    counted = []
+
+    def stopped(*arguments: Any) -> float:
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        counted.append(arguments)
+        return measured(*arguments)
+
+    from prune.steps import _search
+
+    measured = _search._measured
+    monkeypatch.setattr(_search, "_measured", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        apply(asked, output="again")
+    counted.clear()
+    monkeypatch.setattr(_search, "_measured", lambda *arguments: counted.append(arguments) or measured(*arguments))
+    again = apply(asked, output="again").steps[0]["record"]["search"]
+    assert again == whole and len(counted) == 2
+    assert files.sha256("again/model.safetensors") == files.sha256("whole/model.safetensors")
+
+
+def test_the_command_merges_checks_and_reports(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.yml").write_text(json.dumps(ties()))
+    before = files.names(place)
+    assert cli.run(["merge", "c.yml", "out", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["merge"]["method"] == "ties"
+    assert files.names(place) == before
+    assert cli.run(["merge", "c.yml", "out", "--report"]) == 0
+    assert "signs differ" in capsys.readouterr().out
+    assert cli.run(["verify", "out"]) == 0
+    assert cli.run(["merge", "c.yml", "out"]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    svg = Path("out/merge/layers.svg").read_bytes()
+    assert cli.run(["merge", "c.yml", "out", "--report", "--overwrite"]) == 0
+    assert Path("out/merge/layers.svg").read_bytes() == svg
+
+
+def test_memory_and_disk_that_will_not_do_are_told_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prune.merging import write
+
+    Path("c.yml").write_text(json.dumps(ties()))
+    monkeypatch.setattr(write, "needs", lambda _: {"memory": 1.0, "disk": 1e18, "seconds": 0.0})
+    with pytest.raises(PruneError, match="GB of disk"):
+        write.written("c.yml", place / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr("os.sysconf", lambda _: 1000)
+    with pytest.raises(PruneError, match="GB of memory"):
+        write.written(place / "c.yml", place / "out")
+
+
+def test_real_fine_tunes_merge_below_the_base_on_both_of_their_domains(fixtures_folder: Path) -> None:
+    models = fixtures_folder / "models"
+    base = str(models / "stories260K-llama")
+    tunes = [str(models / f"stories260K-ft-{name}") for name in ("shakespeare", "c4")]
+    merged = prune.merge(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": base,
+            "models": [cases.weighted(tune, 0.5) for tune in tunes],
+        }
+    )
+    original = prune.open(base)
+    for name in ("shakespeare.txt", "c4-sample.jsonl"):
+        text = fixtures_folder / "text" / name
+        windows = prune.windows(str(text), original.tokenizer(), length=128, samples=24)
+        before, after = (perplexity(model, windows)["perplexity"] for model in (original, merged))
+        assert after < 0.7 * before, (name, before, after)

@@ -1,0 +1,118 @@
+"""Models with other tokens: refused, or their rows are moved to where the merged vocabulary has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import prune
+from prune.errors import PruneError
+from tests.tiny import tiny_model
+
+ONE = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(10))]
+TWO = ["<unk>", "<s>", "</s>", "new", *(f"w{number}" for number in (3, 1, 2, 0, 4, 5, 6, 7, 8))]
+
+
+def made(folder: Path, words: list[str], seed: int, **changes: Any) -> Path:
+    prune.save(prune.open(tiny_model("llama", seed=seed, vocab_size=len(words), pad_token_id=None, **changes)), folder)
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    made(folder / "one", ONE, 0)
+    made(folder / "two", TWO, 1)
+    return folder
+
+
+def keys(place: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "merge_method": "linear",
+        "models": [{"model": str(place / "one")}, {"model": str(place / "two")}],
+        "parameters": {"weight": 1},
+        **more,
+    }
+
+
+def test_different_vocabularies_are_refused_with_sizes_and_tokens(place: Path) -> None:
+    with pytest.raises(PruneError) as caught:
+        prune.merge(keys(place))
+    for said in ("13 and 13 tokens", "3 is 'w0' and 'new'", "tokenizer_source: union, or base"):
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_union_has_everyones_tokens_in_their_rows(tmp_path: Path, tied: bool) -> None:
+    made(tmp_path / "one", ONE, 0, tie_word_embeddings=tied)
+    made(tmp_path / "two", TWO, 1, tie_word_embeddings=tied)
+    merged = prune.merge(keys(tmp_path, tokenizer_source="union"))
+    prune.save(merged, tmp_path / "out")
+    vocabulary = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+    assert set(vocabulary) == {*ONE, *TWO}
+    out = prune.open(tmp_path / "out")
+    assert out.config.vocab_size == len(vocabulary) == 14
+    for name in ("model.embed_tokens.weight", *([] if tied else ["lm_head.weight"])):
+        one, two, both = (prune.open(tmp_path / who).tensors.read(name) for who in ("one", "two", "out"))
+        for word, number in vocabulary.items():
+            rows = [table[words.index(word)] for table, words in ((one, ONE), (two, TWO)) if word in words]
+            torch.testing.assert_close(both[number], sum(rows) / len(rows))
+    with torch.no_grad():
+        assert torch.isfinite(prune.load(out)(torch.tensor([[1, 13, 5]])).logits).all()
+
+
+def test_base_keeps_its_own_tokens(place: Path) -> None:
+    merged = prune.merge(keys(place, tokenizer_source="base", base_model=str(place / "two")))
+    rows = merged.tensors.read("model.embed_tokens.weight")
+    one, two = (prune.open(place / who).tensors.read("model.embed_tokens.weight") for who in ("one", "two"))
+    assert len(rows) == 13
+    torch.testing.assert_close(rows[TWO.index("w3")], (one[ONE.index("w3")] + two[TWO.index("w3")]) / 2)
+    torch.testing.assert_close(rows[TWO.index("new")], two[TWO.index("new")])
+
+
+def test_tokens_are_taken_from_where_the_config_says(place: Path) -> None:
+    one, two = str(place / "one"), str(place / "two")
+    tokens = {
+        "w9": {"source": {"kind": "model_token", "model": two, "token": "new"}, "force": True},
+        "w8": {"source": {"kind": "zero"}, "force": True},
+        "extra": {"source": one and {"kind": "model_token", "model": one, "token_id": 4}},
+    }
+    merged = prune.merge(keys(place, tokenizer={"source": "union", "tokens": tokens, "pad_to_multiple_of": 16}))
+    rows = merged.tensors.read("model.embed_tokens.weight")
+    assert len(rows) == 16 == merged.config.vocab_size
+    vocabulary = merged.tokenizer().get_vocab()
+    first, second = (prune.open(who).tensors.read("model.embed_tokens.weight") for who in (one, two))
+    torch.testing.assert_close(rows[vocabulary["w9"]], second[TWO.index("new")])
+    assert not rows[vocabulary["w8"]].any()
+    torch.testing.assert_close(rows[vocabulary["extra"]], first[4])
+    torch.testing.assert_close(rows[15], rows[:15].mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_of_nobody_is_refused(place: Path) -> None:
+    tokens = {"x": {"source": {"kind": "model_token", "model": str(place / "one"), "token": "nowhere"}}}
+    with pytest.raises(PruneError, match="has no token 'nowhere'"):
+        prune.merge(keys(place, tokenizer={"source": "union", "tokens": tokens}))
+
+
+@pytest.mark.parametrize(("template", "holds"), [("chatml", "<|im_start|>"), ("{{ messages }}!", "{{ messages }}!")])
+def test_chat_templates_travel_along(place: Path, tmp_path: Path, template: str, holds: str) -> None:
+    alone = {"merge_method": "passthrough", "models": [{"model": str(place / "one")}], "chat_template": template}
+    prune.save(prune.merge(alone), tmp_path / "out")
+    assert holds in AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+
+
+def test_auto_takes_the_template_that_most_models_have(place: Path, tmp_path: Path) -> None:
+    for number, text in enumerate(("a {{ messages }}", "b {{ messages }}", "b {{ messages }}")):
+        (made(tmp_path / str(number), ONE, number) / "chat_template.jinja").write_text(text)
+    all_three = [{"model": str(tmp_path / str(number))} for number in range(3)]
+    merged = prune.merge({**keys(place), "models": all_three, "chat_template": "auto"})
+    assert merged.files["chat_template.jinja"].read_text() == "b {{ messages }}"
