@@ -11,14 +11,17 @@ from typing_extensions import TypedDict  # pydantic refuses that of typing befor
 from prune import data
 from prune.document import Document
 from prune.errors import PruneError
+from prune.evaluation import harness
 from prune.evaluation.evaluate import evaluate
 from prune.merging.merge import Merged, prepare
 from prune.merging.search import search, space
 from prune.model.model import Model
+from prune.model.save import load
 from prune.run import Run
-from prune.steps._common import Positive, place
+from prune.steps._common import Positive, compute_dtype, place
 
 LOG = "candidates.jsonl"
+SHARES = ("acc_norm", "acc", "exact_match", "f1")  # of right answers, as tasks call them
 
 
 class Search(TypedDict, total=False):
@@ -26,7 +29,8 @@ class Search(TypedDict, total=False):
 
     weights: Annotated[int, Field(ge=0)]
     layers: Annotated[int, Field(ge=0)]
-    metric: Literal["perplexity", "accuracy"]
+    metric: Literal["perplexity", "accuracy", "task"]
+    task: str
     data: str
     field: str
     label: str
@@ -52,9 +56,14 @@ def searched(
         depth=merged.model.numbers["layers"],
     )
     budget = wanted.get("budget", 30)
-    if "data" not in wanted:
+    if wanted.get("metric") == "task":
+        if "task" not in wanted:
+            raise PruneError("name the task of lm-eval to measure candidates on", where="search")
+        harness.check([wanted["task"]])
+    elif "data" not in wanted:
         raise PruneError("name the data to measure candidates on", where="search")
-    data.check(wanted["data"], split=wanted.get("split"))
+    else:
+        data.check(wanted["data"], split=wanted.get("split"))
     if run.dry:
         return document, None
 
@@ -81,11 +90,24 @@ def searched(
 def _measured(run: Run, model: Model, wanted: Search) -> float:
     """A candidate's number, the lower the better: perplexity, or the share of wrong answers."""
     metric = wanted.get("metric", "perplexity")
+    if metric == "task":
+        return _wrong(run, model, wanted)
     options = {key: value for key, value in wanted.items() if key in ("field", "label", "split", "samples", "length")}
     quiet = {**place(run), "progress": None}
     found = evaluate(model, **{metric: wanted["data"]}, **options, seed=run.seed, **quiet)  # type: ignore[arg-type]
     value = found[metric]["model"]
     return float(value) if metric == "perplexity" else 1 - float(value["accuracy"])
+
+
+def _wrong(run: Run, model: Model, wanted: Search) -> float:
+    """The share of a task's questions that is answered wrong."""
+    task = wanted["task"]
+    module = load(model, device=run.device, dtype=compute_dtype(run.device, run.dtype))
+    found = harness.run(module, model.tokenizer(), [task], limit=wanted.get("samples"), seed=run.seed)[task]
+    name = next((name for name in SHARES if name in found), None)
+    if name is None:
+        raise PruneError(f"{task} gives none of {', '.join(SHARES)} to search by", where="search")
+    return 1 - float(found[name])
 
 
 def of_data(wanted: Search) -> str | None:

@@ -55,8 +55,9 @@ def merge(
     compat: `mergekit` computes in dtype and draws masks as mergekit 0.1.5 does, to the last bit.
     cut_alike: cut every model but `current` as the removal steps before this one cut the recipe's model.
     search: look for what measures best (CMA-ES): `weights` (how many over the layers of each model), `layers` (how
-        often each layer may stand; 0 leaves their order alone), `metric` (perplexity or accuracy), `data` (with
-        `field`, `label`, `split`, `samples`, `length`), `budget` (how many merges are tried).
+        often each layer may stand; 0 leaves their order alone), `metric` (perplexity, accuracy, or task with its
+        `task` of lm-eval), `data` (with `field`, `label`, `split`, `samples`, `length`), `budget` (how many merges
+        are tried).
     """
     keys = given(
         {

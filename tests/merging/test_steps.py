@@ -130,6 +130,7 @@ def test_models_are_cut_alike_before_they_are_merged(place: Path) -> None:  # no
         ({"merge": {"config": "nothing.yml"}}, "cannot be read"),
         ({"merge": ties(search={"budget": 4})}, "name the data to measure candidates on"),
         ({"merge": ties(search={"metric": "beauty"})}, "steps[0].merge.search"),
+        ({"merge": ties(search={"metric": "task"})}, "name the task of lm-eval"),
         ({"upscale": {}}, "give one of drop, layers and expand"),
         ({"upscale": {"drop": 3}}, "0 to 2 may go"),
         ({"upscale": {"layers": ["0-2", "x"]}}, "a run of layers is spelt 0-23, not 'x'"),
@@ -197,6 +198,21 @@ def test_search_measures_no_worse_than_its_start_and_goes_on_where_it_was_stoppe
     again = apply(asked, output="again").steps[0]["record"]["search"]
     assert again == whole and len(counted) == 2
     assert files.sha256("again/model.safetensors") == files.sha256("whole/model.safetensors")
+
+
+def test_a_task_of_lm_eval_is_searched_by_its_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prune.steps import _search
+
+    asked: list[Any] = []
+
+    def answered(*arguments: Any, **options: Any) -> dict[str, Any]:
+        asked.append((arguments[2], options["limit"]))
+        return {"arc_easy": {"acc": 0.25, "acc_norm": 0.4}}
+
+    monkeypatch.setattr(_search.harness, "run", answered)
+    run = type("R", (), {"device": "cpu", "dtype": "auto", "seed": 0})
+    value = _search._measured(run, prune.open("bundled"), {"metric": "task", "task": "arc_easy", "samples": 7})
+    assert value == pytest.approx(0.6) and asked == [(["arc_easy"], 7)]
 
 
 def test_the_command_merges_checks_and_reports(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
