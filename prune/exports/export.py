@@ -63,12 +63,17 @@ def refuse(model: Model, format: str, options: Mapping[str, Any], *, calibrated:
     Reads no weights.
     """
     check_options(exporter(format), options, of=f"format {format}")
-    reason = _module(format).check(model, **arguments(options))
-    if reason:
-        raise PruneError(reason, where="format")
+    if why := reason(model, format, options):
+        raise PruneError(why, where="format")
     for name in getattr(_module(format), "LOOKS_AT_DATA", ()):
         if options.get(name) and not calibrated:
             raise PruneError(f"{name} looks at data; give the recipe a calibration", where=name)
+
+
+def reason(model: Model, format: str, options: Mapping[str, Any] | None = None) -> str | None:
+    """Why a format cannot carry a model, or None when it can; reads no weights."""
+    found: str | None = _module(format).check(model, **arguments(options or {}))
+    return found
 
 
 def exporter(name: object) -> Callable[..., dict[str, Any]]:
