@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prune.evaluation.evaluate import evaluate as evaluate
     from prune.evaluation.perplexity import perplexity as perplexity
     from prune.exports.export import export as export
+    from prune.exports.hub import publish as publish
     from prune.files import verify as verify
     from prune.inspection import inspect as inspect
     from prune.labels import examples as examples
@@ -75,6 +76,7 @@ _HOMES = {
     "open": "prune.model.open",
     "perplexity": "prune.evaluation.perplexity",
     "prove": "prune.remove.prove",
+    "publish": "prune.exports.hub",
     "save": "prune.model.save",
     "score": "prune.remove.score",
     "synthesize": "prune.synthesis.synthesize",

@@ -58,4 +58,5 @@ def _outcome(result: Any, progress: Progress) -> Shown:
         progress.say(f"warning: {warning}")
     data = summary.as_data(result.state, result.output, result.steps, result.timings)
     data |= {"remarks": result.remarks} if result.remarks else {}
-    return data, summary.blocks(result.output, result.steps, result.timings, result.remarks), 0
+    data |= {"runtimes": result.runtimes} if result.runtimes else {}
+    return data, summary.blocks(result.output, result.steps, result.timings, result.remarks, result.runtimes), 0

@@ -38,6 +38,10 @@ def export(
     """
     options = {spelt(name): value for name, value in options.items()}
     refuse(model, format, options, calibrated=calibration is not None)
+    if publishes(format):
+        raise PruneError(
+            f"{format} sends the finished output of a run; `prune push OUT REPO` sends one", where="format"
+        )
     with files.staged(folder, overwrite=overwrite) as staging:
         text = None if calibration is None else lambda: calibration
         job = Job(model, staging, progress or Progress(quiet=True), text, seed)
@@ -74,6 +78,11 @@ def reason(model: Model, format: str, options: Mapping[str, Any] | None = None) 
     """Why a format cannot carry a model, or None when it can; reads no weights."""
     found: str | None = _module(format).check(model, **arguments(options or {}))
     return found
+
+
+def publishes(format: str) -> bool:
+    """Whether a format sends the run's finished output instead of writing files of its own."""
+    return bool(getattr(_module(format), "PUBLISHES", False))
 
 
 def exporter(name: object) -> Callable[..., dict[str, Any]]:

@@ -16,7 +16,7 @@ from prune import files
 from prune.document import Document
 from prune.errors import PruneError
 from prune.progress import Progress, silenced
-from prune.recipe import keys, work
+from prune.recipe import keys, publishing, work
 from prune.recipe import output as outputs
 from prune.recipe import processes as crowd
 from prune.recipe.bind import words
@@ -37,6 +37,8 @@ class Parts:
     write: Callable[[Any, Path], dict[str, str]]  # a checkpoint into an existing folder -> file name: sha256 as re-read
     fingerprint: keys.Fingerprint
     device: Callable[[str], str]  # "auto", "cpu" or "cuda" -> the one to use
+    runtimes: Callable[[Any], list[dict[str, str]]] = lambda _: []  # model -> which runtime will load it, and why not
+    publish: Callable[..., dict[str, str]] = lambda *_, **__: {}  # (output, repo=, private=, revision=) -> the commit
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Result:
     timings: list[dict[str, Any]] = field(default_factory=list)
     work: Path | None = None
     remarks: list[str] = field(default_factory=list)  # of a dry run: on an output that stands already
+    runtimes: list[dict[str, str]] = field(default_factory=list)  # which will load the result, and why not
 
     @property
     def warnings(self) -> list[str]:
@@ -98,8 +101,9 @@ def apply(
         )
         crowd.refuse_too_many(processes, job.device)
         if dry_run:
-            steps = _rehearse(job)
-            return Result("checked", None, steps, remarks=_remarks(job, restart=restart, overwrite=overwrite))
+            steps, small = _rehearse(job)
+            said = _remarks(job, restart=restart, overwrite=overwrite)
+            return Result("checked", None, steps, remarks=said, runtimes=parts.runtimes(small))
         with crowd.others(processes) as job.others:
             return _run(job, restart=restart, overwrite=overwrite, keep_steps=keep_steps)
 
@@ -119,10 +123,12 @@ def default_parts() -> Parts:
     """The real steps and model layer."""
     with without_collection():
         from prune import data, steps
+        from prune.exports.hub import publish
+        from prune.exports.preflight import table
         from prune.model.open import open as open_model
         from prune.model.save import write
 
-    return Parts(words(steps), open_model, write, data.fingerprint, pick_device)
+    return Parts(words(steps), open_model, write, data.fingerprint, pick_device, table, publish)
 
 
 def pick_device(name: str) -> str:
@@ -173,8 +179,8 @@ def _prepare(
     return _Job(loaded, parts, chosen, Path(target) if target else None, original, reads, progress)
 
 
-def _rehearse(job: _Job) -> list[dict[str, Any]]:
-    """All steps on shapes; the records they leave."""
+def _rehearse(job: _Job) -> tuple[list[dict[str, Any]], Any]:
+    """All steps on shapes; the records they leave, and the model."""
     model, records = job.original, list[dict[str, Any]]()
     for step in job.recipe.steps:
         run = _new_run(job, model, Path(os.devnull), Path(os.devnull), len(records) + 1, dry=True)
@@ -184,7 +190,7 @@ def _rehearse(job: _Job) -> list[dict[str, Any]]:
         records.append(
             {"word": step.word, "options": step.bound, "record": work.plain(run.record), "warnings": run.warnings}
         )
-    return records
+    return records, model
 
 
 def _new_run(job: _Job, model: Any, folder: Path, unfinished: Path, number: int, *, dry: bool = False) -> Run:
@@ -242,8 +248,9 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
     if not overwrite:
         outputs.refuse_other(target, job.recipe, job.device, job.reads, restart=restart)
     work.refuse_foreign(work.beside(target))
-    expected = _rehearse(job)
+    expected, _ = _rehearse(job)
     outputs.refuse_full_disk(target, expected)
+    publishing.refuse(expected)
     with job.progress.track("hashing the model"):
         model_files = _whole(job).fingerprint()
     chain = keys.chain(job.recipe, model_files, job.reads, job.device)
@@ -256,6 +263,7 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
         work.keep_only(folder, set() if restart else set(places))
         finished = _steps(job, places, chain)
         content = outputs.manifest(job.recipe, chain[-1], job.device, model_files, job.reads, finished)
+        content["runtimes"] = job.parts.runtimes(_last(job, places, finished))
         with files.staged(target, overwrite=overwrite) as staging:
             table = outputs.assemble(staging, list(zip(places, finished, strict=True)))
             if outputs.last_checkpoint(finished) is None:
@@ -263,8 +271,16 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
             outputs.seal(staging, content, table, [done.timings for done in finished], _licence(job.original))
         if not keep_steps:
             files.discard(folder)
+    publishing.send(target, content["steps"], job.parts.publish, job.progress)
     timings = [done.timings for done in finished]
-    return Result("done", job.output, content["steps"], timings, folder if keep_steps else None)
+    work_ = folder if keep_steps else None
+    return Result("done", job.output, content["steps"], timings, work_, runtimes=content["runtimes"])
+
+
+def _last(job: _Job, places: list[Path], finished: list[Done]) -> Any:
+    """The model that the steps ended with."""
+    holder = outputs.last_checkpoint(finished)
+    return job.original if holder is None else job.parts.open(places[holder], revision=None, headers=True)
 
 
 def _whole(job: _Job) -> Any:
@@ -285,7 +301,8 @@ def _unchanged(job: _Job, standing: dict[str, Any], target: Path) -> Result:
             pass
     job.progress.say(f"{job.output} is there already, and is what this recipe makes: nothing to do")
     timings = files.read_json(target / files.TIMINGS)["steps"] if (target / files.TIMINGS).is_file() else []
-    return Result("unchanged", job.output, standing["steps"], timings)
+    publishing.send(target, standing["steps"], job.parts.publish, job.progress)
+    return Result("unchanged", job.output, standing["steps"], timings, runtimes=standing.get("runtimes", []))
 
 
 def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:

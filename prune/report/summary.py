@@ -128,13 +128,24 @@ def notes(steps: Records) -> list[str]:
 
 
 def blocks(
-    output: object, steps: Records, timings: Sequence[dict[str, Any]], remarks: Sequence[str] = ()
+    output: object,
+    steps: Records,
+    timings: Sequence[dict[str, Any]],
+    remarks: Sequence[str] = (),
+    runtimes: Sequence[dict[str, str]] = (),
 ) -> list[Table | str]:
-    """What `apply` and `check` print: one table, then the proofs and where the files are."""
+    """What `apply` and `check` print: what changed, what loads the result, then the proofs and where the files are."""
     gone = [(f"{kind} removed", "", "", how) for kind, how in removed(steps)]
     table = Table(("", "before", "after", "change"), [*gone, *rows(changes(steps, timings))], frozenset({1, 2}))
     last = f"files: {output}" if output else "checked: nothing was run or written"
-    return [*([table] if table.rows else []), *notes(steps), *needed(steps), *loaders(steps), *remarks, last]
+    loads = [loading(runtimes)] if runtimes else loaders(steps)
+    return [*([table] if table.rows else []), *notes(steps), *needed(steps), *loads, *remarks, last]
+
+
+def loading(runtimes: Sequence[dict[str, str]]) -> Table:
+    """Which runtime will load the result, with what, and why not."""
+    rows = [tuple(entry[name] for name in ("runtime", "verdict", "why")) for entry in runtimes]
+    return Table(("runtime", "", "with, or because"), rows)
 
 
 def needed(steps: Records) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prune import forecast
-from prune.exports.export import exporter, refuse
+from prune.exports.export import exporter, publishes, refuse
 from prune.exports.export import write as write_export
 from prune.exports.job import Job
 from prune.run import Run
@@ -20,6 +20,10 @@ def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
 
     format: one of those below, each with options of its own that stand beside it.
     """
+    if publishes(format):
+        refuse(run.model, format, options, calibrated=True)
+        run.record.update(exporter(format)(Job(run.model, run.folder), **options))
+        return
     if run.dry:
         refuse(run.model, format, options, calibrated=run.calibration is not None)
         parameters = run.model.tensors.parameters
