@@ -15,7 +15,6 @@ from prune import cli
 from prune.exports import gguf, hf, onnx, preflight
 from prune.exports.export import reason
 from prune.model.model import Model
-from prune.report.card import card
 from tests import zoo
 
 RUNTIMES = ["transformers", "vLLM", "llama.cpp", "ONNX Runtime", "Optimum"]
@@ -101,9 +100,3 @@ def test_check_and_apply_show_it_and_the_output_keeps_it(
     assert kept == preflight.table(prune.open(tmp_path / "out"))
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| vLLM | loads |" in text
-    assert card(
-        {"model": {"source": "x"}, "steps": [], "recipe": {}, "versions": {}},
-        model_type="llama",
-        base_model=None,
-        licence=None,
-    )
