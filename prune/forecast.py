@@ -26,6 +26,12 @@ def writing(model: Model) -> dict[str, float]:
     return {"memory": float(FLOOR + 2 * model.tensors.largest()), "disk": float(model.tensors.bytes), "seconds": 0.0}
 
 
+def streaming(model: Model) -> dict[str, float]:
+    """Tensors rewritten one by one: the largest as stored, in float32, and as it is written, in float32 at most."""
+    largest = max((prod(info.shape) for info in model.tensors.info.values()), default=0)
+    return {"memory": float(FLOOR + 12 * largest), "disk": 4.0 * model.tensors.parameters, "seconds": 0.0}
+
+
 def whole(model: Model, *, copies: int, tokens: int, device: str, disk: float = 0.0) -> dict[str, float]:
     """The whole model in float32, in `copies`, run over `tokens` tokens."""
     parameters = model.tensors.parameters

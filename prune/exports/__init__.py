@@ -4,8 +4,8 @@ A format's file defines two functions. `export(job, *, ...)` fills `job.folder` 
 are what the user is told at once; its keyword arguments are the format's options, bound and documented (`name: text` in
 the docstring) as those of a step are. `check(model, **options)` says from config and shapes alone why a model cannot be
 carried, or None. `LOOKS_AT_DATA`, where there is one, names options that need calibration text when they are set;
-`PUBLISHES` is of a format that makes no files but sends the finished output. Other files here are what formats are
-called through, and what they share.
+`PUBLISHES` is of a format that makes no files but sends the finished output; `STREAMS` of one that rewrites tensors one
+by one. Other files here are what formats are called through, and what they share.
 """
 
 from __future__ import annotations

@@ -85,6 +85,11 @@ def publishes(format: str) -> bool:
     return bool(getattr(_module(format), "PUBLISHES", False))
 
 
+def streams(name: str) -> bool:
+    """Whether a format rewrites tensors one by one, and never holds the model."""
+    return bool(getattr(_module(name), "STREAMS", False))
+
+
 def exporter(name: object) -> Callable[..., dict[str, Any]]:
     """The `export` of a format, whose keyword arguments are its options. PruneError with the choices."""
     found: Callable[..., dict[str, Any]] = _module(name).export

@@ -24,6 +24,7 @@ KINDS: Mapping[str, tuple[Kind, gguf.LlamaFileType]] = {
     "bf16": (Kind.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
+STREAMS = True  # one tensor in memory at a time
 EXACT = ("norm", "ffn_gate_inp")  # tensors that stay float32 whatever the rest is
 
 
@@ -46,13 +47,14 @@ def export(job: Job, *, dtype: Dtype = "f16") -> dict[str, Any]:
 
     with job.progress.track(f"export gguf {dtype}", len(kinds)) as advance:
         container.write(path, found.architecture.name, state, view, kinds, advance)
+    notes = [*found.notes, *vocabulary.notes, *_fallen_back(view, kinds, kind)]
     return {
         "format": "gguf",
         "dtype": dtype,
         "architecture": found.architecture.name,
         "context": found.context,
         "files": {path.name: path.stat().st_size},
-        "warnings": [*found.notes, *vocabulary.notes, *_fallen_back(view, kinds, kind)],
+        **({"warnings": notes} if notes else {}),
     }
 
 

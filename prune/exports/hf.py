@@ -16,6 +16,8 @@ from prune.model.checkpoint import write_folder
 from prune.model.companions import content
 from prune.model.model import Model
 
+STREAMS = True  # one tensor in memory at a time
+
 
 def export(job: Job, *, code: bool = False, as_: Literal["deci"] | None = None) -> dict[str, Any]:
     """A checkpoint that loads without `prune`, though its layers differ. One of the options is needed.
@@ -60,8 +62,8 @@ def _as_deci(job: Job) -> dict[str, Any]:
     view = deci.tensors(model, found)
     _compared(job.folder, write_folder(view, job.folder))
     more = view.parameters - model.tensors.parameters
-    notes = [*found.notes, f"{more} of {view.parameters} parameters are zeros that fill up"] if more else found.notes
-    return {"as": "deci", "heads": found.heads, "warnings": list(notes)}
+    notes = [*found.notes, *([f"{more} of {view.parameters} parameters are zeros that fill up"] if more else [])]
+    return {"as": "deci", "heads": found.heads, **({"warnings": notes} if notes else {})}
 
 
 def _compared(folder: Path, written: Mapping[str, str]) -> None:

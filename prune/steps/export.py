@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prune import forecast
-from prune.exports.export import exporter, publishes, refuse
+from prune.exports.export import exporter, publishes, refuse, streams
 from prune.exports.export import write as write_export
 from prune.exports.job import Job
+from prune.model.model import Model
 from prune.run import Run
 from prune.steps._common import calibration_batches
 
@@ -26,8 +27,7 @@ def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
         return
     if run.dry:
         refuse(run.model, format, options, calibrated=run.calibration is not None)
-        parameters = run.model.tensors.parameters
-        run.record["needs"] = forecast.whole(run.model, copies=4, tokens=0, device="cpu", disk=4.0 * parameters)
+        run.record["needs"] = _needs(run.model, format)
         return
     text = (lambda: calibration_batches(run)) if run.calibration else None
     job = Job(run.model, run.folder / place(format, options), run.progress, text, run.seed)
@@ -39,6 +39,12 @@ def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
 def place(format: str, options: Mapping[str, Any]) -> str:
     """The folder of the output that an export goes to."""
     return f"{format}-{options['dtype']}" if options.get("dtype") else format
+
+
+def _needs(model: Model, format: str) -> dict[str, float]:
+    if streams(format):
+        return forecast.streaming(model)
+    return forecast.whole(model, copies=4, tokens=0, device="cpu", disk=4.0 * model.tensors.parameters)
 
 
 def _more(given: Mapping[str, Any]) -> Any:

@@ -44,13 +44,13 @@ assert "prune" not in sys.modules
 
 
 def differing(name: str) -> Model:
-    """A tiny model of a family, with about half of what can be cut gone from its first and last layer."""
+    """A tiny model of a family without half of a layer's units and, where it can do so, one attention and one MLP."""
     model = prune.open(zoo.module(name))
     kinds = [kind for kind in ("channels", "heads", "experts") if kind in model.family.parts]
-    plan = {}
+    plan = {"attention": [0, 1], "mlp": [0, 2]} if model.family.sublayers else {}
     for group in (group for kind in kinds for group in prune.groups(model, kind)):
         each = max(group.minimum, len(group.partitions[0]) // 2) // group.multiple * group.multiple
-        if group.layer != 1:
+        if group.layer == 0:
             plan[group.name] = [unit for partition in group.partitions for unit in partition[-each:]]
     return cut(model, plan)
 

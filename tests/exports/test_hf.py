@@ -26,7 +26,8 @@ from tests.tiny import tiny_model, token_ids
 VLLM = "vllm/model_executor/models/nemotron_nas.py"
 VLLM_MODEL = "vllm/transformers_utils/model_arch_config_convertor.py"
 LLAMACPP = "llama.cpp's DeciModel in its Hugging Face converter"
-NAMES = ["llama by layer", "llama by layer biases", "qwen2 by layer", "phi3 by layer", "llama wide heads", "llama"]
+NAMES = ["llama", "llama wide heads", "llama without sublayers", "llama without the first attention"]
+NAMES += [f"{kind} by layer" for kind in ("llama", "qwen2", "phi3")] + ["llama by layer biases", "llama narrower"]
 
 
 def written(model: Model, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """A client of llama.cpp in a process of its own: a request as JSON on stdin, what llama.cpp says on stdout.
 
-The request: model (a path), prompts (lists of token ids), count (tokens to generate greedily), texts (to tokenise).
+The request: model (a path), prompts (lists of token ids), count (tokens to generate greedily), texts (to tokenise),
+messages (to lay out by the chat template).
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def main() -> None:
         call(address, "/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
         for text in request.get("texts", [])
     ]
-    print("\n" + json.dumps({"answers": answers, "texts": texts}))
+    messages = request.get("messages")
+    chat = call(address, "/apply-template", {"messages": messages})["prompt"] if messages else ""
+    print("\n" + json.dumps({"answers": answers, "texts": texts, "chat": chat}))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,13 @@ def test_the_bundled_model_and_its_tokenizer(tmp_path: Path) -> None:
     assert answer["tokens"] == ggufs.greedy(model)[0][: len(answer["tokens"])]
 
 
+def test_the_chat_template(tmp_path: Path) -> None:
+    model = prune.open(ggufs.folder("llama", tmp_path / "model"))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello <b>\n \u00e9!"}]
+    theirs = ask(written(model, tmp_path / "gguf"), messages=messages)["chat"]
+    assert theirs == model.tokenizer().apply_chat_template(messages, tokenize=False)
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
 def test_shorter_types_load_and_speak_alike(dtype: str, tmp_path: Path) -> None:
     """The likeliest tokens of a trained model are those of float32, whose log-probabilities move a little."""

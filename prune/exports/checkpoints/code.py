@@ -13,7 +13,7 @@ from typing import NamedTuple
 import transformers
 
 from prune.model import family as families
-from prune.model import nonuniform
+from prune.model import halves, nonuniform
 from prune.model.family import Family
 from prune.model.model import Model
 from prune.model.register import AUTO, classes
@@ -23,6 +23,8 @@ VERSION = "5.17"  # of transformers: the first with per_layer_config that prune 
 SOURCES = (
     families.numbers,
     families.extents,
+    halves.Nothing,
+    halves.leave_out,
     nonuniform.layer_sizes,
     nonuniform.narrow,
     nonuniform._has,
@@ -40,11 +42,14 @@ from __future__ import annotations
 from collections import namedtuple
 from types import SimpleNamespace
 
+import torch
 from torch import nn
-from transformers import {config}, {stock}
+from transformers import Cache, {config}, {stock}
 from transformers.pytorch_utils import Conv1D
 
 Part = namedtuple("Part", "tensor dim segments")
+Half = namedtuple("Half", "module others returns")
+HELD = {held}
 FAMILY = SimpleNamespace({data})
 
 
@@ -75,6 +80,7 @@ def modelling(model: Model) -> str:
         ours_config=config.__name__,
         model_type=model.config.model_type,
         data=_data(model.family),
+        held=nonuniform.HELD,
         sources=sources.replace("families.numbers(", "numbers("),
         version=VERSION,
     )
@@ -96,6 +102,14 @@ class Part(NamedTuple):
     segments: tuple[str, ...]
 
 
+class Half(NamedTuple):
+    """What the sources read of a sublayer."""
+
+    module: str
+    others: tuple[str, ...]
+    returns: int
+
+
 def _data(family: Family) -> str:
     """What the sources read of the family, as arguments."""
     kinds = {kind: [Part(p.tensor, p.dim, p.segments) for p in parts] for kind, parts in family.parts.items()}
@@ -103,6 +117,7 @@ def _data(family: Family) -> str:
         "layers": family.layers,
         "sizes": dict(family.sizes),
         "parts": kinds,
+        "sublayers": {half: Half(own.module, own.others, own.returns) for half, own in family.sublayers.items()},
         "attributes": dict(family.attributes),
         "configured": family.configured,
     }
