@@ -13,6 +13,7 @@ FOLDERS = {  # kind -> the folder that is its registry, and what every file in i
     "steps": ("steps", ""),
     "criteria": ("remove/criteria", "KINDS"),
     "model families": ("model/families", "FAMILY"),
+    "divergences": ("recovery/divergences", "divergence"),
     "merge methods": ("merging/methods", "merge"),
     "export formats": ("exports", "check"),
 }

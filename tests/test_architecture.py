@@ -84,9 +84,13 @@ def test_imports_point_down(path: Path) -> None:
         assert not {own, other} <= ROOMS, f"{path} imports another room: {name}"
 
 
-@pytest.mark.parametrize("folder", ["remove/criteria", "exports", "merging/methods"])
+@pytest.mark.parametrize("folder", ["remove/criteria", "recovery/divergences", "exports", "merging/methods"])
 def test_methods_do_not_import_each_other(folder: str) -> None:
-    methods = {path for path in (PACKAGE / folder).glob("*.py") if defines(path) & {"score", "score_model", "check"}}
+    methods = {
+        path
+        for path in (PACKAGE / folder).glob("*.py")
+        if defines(path) & {"score", "score_model", "check", "divergence"}
+    }
     assert methods
     for path in methods:
         for name in imported(path):

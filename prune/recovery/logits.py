@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prune.recovery.divergences import DIVERGENCES, gradient, log_softmax
+from prune.recovery.divergences import forward, jsd, reverse, tvd
 from prune.recovery.head import Head
+from prune.recovery.softmax import gradient, log_softmax
 
+DIVERGENCES = {"forward": forward, "reverse": reverse, "jsd": jsd, "tvd": tvd}
 CHUNK = 2**21  # logits of a chunk: 8 MB of float32, a few copies of which stay in a processor's cache
 
 
@@ -136,7 +138,7 @@ def _judge(logits: Tensor, labels: Tensor, soft: Soft, part: slice, settings: Lo
     if soft is None or alpha == 0:
         return slope
     log_q = log_softmax(logits[:, : soft.shared].clone(), temperature)
-    judge = DIVERGENCES[settings.divergence]
+    judge = DIVERGENCES[settings.divergence].divergence
     if isinstance(soft, Dense):
         q = log_q.exp()
         value, weighed = judge(soft.log_p(part, temperature), log_q, q, settings.beta)
@@ -152,7 +154,7 @@ def _sparse(soft: Sparse, part: slice, log_q: Tensor, settings: Logits) -> tuple
     """The divergence over the likeliest ids and the rest as one outcome, and its gradient over all ids."""
     ids = soft.ids[part].long()
     coarse = with_rest(log_q, ids)  # (tokens, k + 1)
-    value, weighed = DIVERGENCES[settings.divergence](
+    value, weighed = DIVERGENCES[settings.divergence].divergence(
         soft.log_p[part].to(log_q.dtype), coarse, coarse.exp(), settings.beta
     )
     all_of_it = weighed.sum(-1, keepdim=True)

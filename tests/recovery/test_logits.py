@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from prune.recovery.divergences import DIVERGENCES
 from prune.recovery.head import Head, check, head, last_hidden, predicted
-from prune.recovery.logits import Dense, Logits, Soft, Sparse, logit_loss, with_rest
+from prune.recovery.logits import DIVERGENCES, Dense, Logits, Soft, Sparse, logit_loss, with_rest
 from tests import zoo
 from tests.tiny import padded_batch, tiny_model, token_ids
 
