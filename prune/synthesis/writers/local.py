@@ -37,8 +37,7 @@ def local(
     Requests are cut into batches by their places alone, and each batch draws from a seed of its own: what is written
     does not depend on what was answered before. PruneError where the model cannot generate or has no tokenizer.
     """
-    if not hasattr(model.architecture, "generate") or "CausalLM" not in model.architecture.__name__:
-        raise PruneError(f"a {model.architecture.__name__} does not write text; give a causal language model")
+    refuse(model)
     reader = prepared(tokenizer or model.tokenizer(), model.source)
     kind = torch.float32 if dtype is None and device == "cpu" else dtype
     loaded = cache(lambda: (module or load(model, device=device, dtype=kind)).eval())
@@ -53,6 +52,12 @@ def local(
 
     identity = ["local", _fingerprint(model), batch_size, top_p, device, str(kind)]
     return Writer(name, identity, answer)
+
+
+def refuse(model: Model) -> None:
+    """PruneError when a model does not write text, known from its config."""
+    if "CausalLM" not in model.architecture.__name__:
+        raise PruneError(f"a {model.architecture.__name__} does not write text", where="writer")
 
 
 def prepared(given: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
