@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def _rows(source: str | Path, settings: Settings) -> Iterator[Any]:
 def _language_of(settings: Settings) -> Callable[[str], languages.Language]:
     known = languages.load(settings.languages)
     only = languages.chosen(settings.language, known)
-    return lambda text: only or languages.tell(text, known.values())
+    return lru_cache(maxsize=1024)(lambda text: only or languages.tell(text, known.values()))
 
 
 @contextmanager
@@ -167,10 +168,11 @@ def _scratch(work: Path) -> Iterator[Path]:
 
 @contextmanager
 def _table(path: Path) -> Iterator[sqlite3.Connection]:
-    """A table on the disk that is made anew each time, so it needs no journal."""
+    """A table on the disk that is made anew each time: it needs no journal, and is one transaction without an end."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("BEGIN")
     try:
         yield connection
     finally:

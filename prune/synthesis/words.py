@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 SHINGLE = 5  # characters
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
+@lru_cache(maxsize=1024)  # several rules look at the same texts
 def normal(text: str) -> str:
     """Letters of one width and case, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+import zlib
+from functools import cache, lru_cache
+from typing import Any
 
 from prune.synthesis.words import overlap, shingles
 
 HASHES = 128
 ROWS = 4  # hashes in a band: two texts that share 0.7 of their shingles share a band with a chance of 0.9998
-CANDIDATES = 50  # at most so many are compared exactly, those that share most bands
+CANDIDATES = 20  # at most so many are compared exactly, those that share most bands
 
 
 def similar(kept: sqlite3.Connection, instruction: str, *, most: float) -> str | None:
@@ -32,14 +34,13 @@ def prepare(kept: sqlite3.Connection) -> None:
 def add(kept: sqlite3.Connection, name: str, instruction: str) -> None:
     """Counts an instruction among the kept ones."""
     number = kept.execute("INSERT INTO instructions (name, text) VALUES (?, ?)", (name, instruction)).lastrowid
-    found = {(band, number) for band in _bands(shingles(instruction))}
-    kept.executemany("INSERT INTO bands VALUES (?, ?)", found)
+    kept.executemany("INSERT INTO bands VALUES (?, ?)", [(band, number) for band in _bands(instruction)])
 
 
 def nearest(kept: sqlite3.Connection, instruction: str) -> tuple[float, str]:
     """The largest share of shingles in common with a kept instruction, and which; (0.0, "") where none is near."""
     own = shingles(instruction)
-    bands = list(_bands(own))
+    bands = sorted(_bands(instruction))
     query = (
         f"SELECT number FROM bands WHERE band IN ({', '.join('?' * len(bands))}) "
         "GROUP BY number ORDER BY COUNT(*) DESC, number LIMIT ?"
@@ -49,13 +50,20 @@ def nearest(kept: sqlite3.Connection, instruction: str) -> tuple[float, str]:
     return max(((overlap(own, shingles(text)), name) for text, name in found), default=(0.0, ""), key=lambda f: f[0])
 
 
-def _bands(pieces: set[str]) -> Iterator[int]:
+@lru_cache(maxsize=1024)  # each instruction is looked for twice, and then added
+def _bands(instruction: str) -> frozenset[int]:
     """Each band of the signature, with its place, as a number of 64 bits."""
+    signature = _blank().copy()
+    signature.update_batch([piece.encode() for piece in shingles(instruction)])
+    values = signature.hashvalues.astype(">u8")
+    bands = (start.to_bytes(2, "big") + values[start : start + ROWS].tobytes() for start in range(0, HASHES, ROWS))
+    digests = (hashlib.blake2b(band, digest_size=8).digest() for band in bands)
+    return frozenset(int.from_bytes(digest, "big", signed=True) for digest in digests)
+
+
+@cache
+def _blank() -> Any:
+    """The signature of nothing; to draw its permutations takes longer than to use them."""
     from datasketch import MinHash
 
-    signature = MinHash(num_perm=HASHES, seed=1)
-    signature.update_batch([piece.encode() for piece in sorted(pieces)])
-    values = signature.hashvalues
-    for start in range(0, HASHES, ROWS):
-        band = start.to_bytes(2, "big") + values[start : start + ROWS].astype(">u8").tobytes()
-        yield int.from_bytes(hashlib.blake2b(band, digest_size=8).digest(), "big", signed=True)
+    return MinHash(num_perm=HASHES, seed=1, hashfunc=zlib.crc32)
