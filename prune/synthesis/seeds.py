@@ -10,10 +10,9 @@ from typing import Any
 from prune import data, files
 from prune.document import parse_value
 from prune.errors import PruneError, unknown
+from prune.instructions import ANSWERS, QUESTIONS
 from prune.synthesis.items import Item
 
-INSTRUCTIONS = ("instruction", "prompt", "question")  # where the instruction stands, the first that is there
-ANSWERS = ("answer", "output", "response")
 SUFFIXES = (".json", ".jsonl", ".yaml", ".yml", ".parquet")
 SKILL, DIFFICULTY = "general", "any"  # of seeds that state none
 
@@ -21,7 +20,7 @@ SKILL, DIFFICULTY = "general", "any"  # of seeds that state none
 def seeds(source: str | Path, *, field: str | None = None, split: str | None = None) -> Iterator[Item]:
     """The seeds of a source. `field` holds the instruction, `instruction` or `prompt` when left out.
 
-    A row has the instruction, and may have `input` (put under it), an answer (`answer`, `output` or `response`),
+    A row has the instruction, and may have `input` (put under it), an answer (`output`, `response`, `answer`),
     `skill` and `difficulty`; or it has `messages`, of which the first two are taken. PruneError for a row that has no
     instruction, with its place.
     """
@@ -123,13 +122,13 @@ def _item(row: Any, number: int, field: str | None, where: str) -> Item:
         seed=f"seed-{number}",
         skill=_label(row, "skill", SKILL, where),
         difficulty=_label(row, "difficulty", DIFFICULTY, where),
-        instruction=said.strip(),
-        answer=answer.strip(),
+        instruction=_unicode(said).strip(),
+        answer=_unicode(answer).strip(),
     )
 
 
 def _told(row: dict[str, Any], field: str | None, where: str) -> tuple[str, str]:
-    name = field or next((name for name in INSTRUCTIONS if name in row), "instruction")
+    name = field or next((name for name in QUESTIONS if name in row), "instruction")
     if name not in row:
         raise unknown("field", name, map(str, row)).at(where)
     answer = next((row[known] for known in ANSWERS if row.get(known) is not None), "")
@@ -151,10 +150,15 @@ def _messages(messages: Any, where: str) -> tuple[str, str]:
     return instruction, answer
 
 
+def _unicode(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON can spell and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _label(row: dict[str, Any], name: str, otherwise: str, where: str) -> str:
     value = row.get(name)
     if value is None or value == "":
         return otherwise
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise PruneError(f"{name} must be a word or a number", where=where)
-    return str(value)
+    return _unicode(str(value))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prune.errors import PruneError
+from prune.instructions import render
 from prune.model.model import Model
 from prune.model.save import load
 from prune.synthesis.writers.writer import Replies, Reply, Request, Writer
@@ -79,7 +80,7 @@ def generate(
     most, temperature = requests[0].tokens, requests[0].temperature
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     inputs = tokenizer(
-        [spoken(tokenizer, request.prompt) for request in requests],
+        [render([{"role": "user", "content": each.prompt}], tokenizer, ask=True) for each in requests],
         return_tensors="pt",
         padding=True,
         add_special_tokens=tokenizer.chat_template is None,  # a template writes them itself
@@ -106,16 +107,6 @@ def generate(
         _reply(tokenizer, ids, length, ends) if fit else Reply("", length, 0, truncated=True)
         for ids, length, fit in zip(said, lengths, fits, strict=True)
     ]
-
-
-def spoken(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """A prompt as the model is used to reading it."""
-    if tokenizer.chat_template is None:
-        return f"{prompt}\n\n"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return str(text)
 
 
 def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt_tokens: int, ends: set[int]) -> Reply:

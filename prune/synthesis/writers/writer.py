@@ -52,4 +52,4 @@ class Writer:
 
 def estimated_tokens(text: str) -> int:
     """About how many tokens a text has where nobody says: three bytes each, which is rather too many."""
-    return len(text.encode()) // 3 + 1
+    return len(text.encode("utf-8", "replace")) // 3 + 1
