@@ -114,7 +114,7 @@ def _item(row: Any, number: int, field: str | None, where: str) -> Item:
         row = {"instruction": row}
     if not isinstance(row, dict):
         raise PruneError("a seed is a mapping such as {skill, difficulty, instruction}", where=where)
-    said, answer = _told(row, field, where) if field or "messages" not in row else _messages(row["messages"], where)
+    said, answer = _told(row, field, where) if field or row.get("messages") is None else _messages(row["messages"], where)
     if not said.strip():
         raise PruneError("has an empty instruction", where=where)
     return Item(
@@ -128,7 +128,7 @@ def _item(row: Any, number: int, field: str | None, where: str) -> Item:
 
 
 def _told(row: dict[str, Any], field: str | None, where: str) -> tuple[str, str]:
-    name = field or next((name for name in QUESTIONS if name in row), "instruction")
+    name = field or next((name for name in QUESTIONS if row.get(name) is not None), "instruction")
     if name not in row:
         raise unknown("field", name, map(str, row)).at(where)
     answer = next((row[known] for known in ANSWERS if row.get(known) is not None), "")
