@@ -114,7 +114,9 @@ def _item(row: Any, number: int, field: str | None, where: str) -> Item:
         row = {"instruction": row}
     if not isinstance(row, dict):
         raise PruneError("a seed is a mapping such as {skill, difficulty, instruction}", where=where)
-    said, answer = _told(row, field, where) if field or row.get("messages") is None else _messages(row["messages"], where)
+    said, answer = (
+        _told(row, field, where) if field or row.get("messages") is None else _messages(row["messages"], where)
+    )
     if not said.strip():
         raise PruneError("has an empty instruction", where=where)
     return Item(

@@ -15,7 +15,7 @@ from typing import Any
 from prune.synthesis.words import overlap, shingles
 
 HASHES = 128
-ROWS = 4  # hashes in a band: two texts that share 0.7 of their shingles share a band with a chance of 0.9998
+ROWS = 4  # hashes in a band: two texts that share 0.7 of their shingles share two bands with a chance of 0.998
 CANDIDATES = 20  # at most so many are compared exactly, those that share most bands
 
 
@@ -43,7 +43,7 @@ def nearest(kept: sqlite3.Connection, instruction: str) -> tuple[float, str]:
     bands = sorted(_bands(instruction))
     query = (
         f"SELECT number FROM bands WHERE band IN ({', '.join('?' * len(bands))}) "
-        "GROUP BY number ORDER BY COUNT(*) DESC, number LIMIT ?"
+        "GROUP BY number HAVING COUNT(*) > 1 ORDER BY COUNT(*) DESC, number LIMIT ?"
     )
     numbers = [number for (number,) in kept.execute(query, (*bands, CANDIDATES))]
     found = [kept.execute("SELECT text, name FROM instructions WHERE number = ?", (n,)).fetchone() for n in numbers]
