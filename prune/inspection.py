@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from prune.measure import layer_flops, multiplied
+from prune.measure import flops_per_token, layer_flops, multiplied
 from prune.model.groups import KINDS, Group, groups, kinds
 from prune.model.model import Model
 
@@ -18,8 +18,7 @@ def inspect(model: Model, *, length: int = 1024) -> dict[str, Any]:
     """
     parameters = model.tensors.parameters
     per_layer = [layer_flops(model, layer, length) for layer in range(model.numbers["layers"])]
-    head = 2 * getattr(model.config, "vocab_size", 0) * model.numbers["width"]
-    flops = sum(weights + attention for weights, attention in per_layer) + head
+    flops = flops_per_token(model, length)
     return {
         "source": model.source,
         "model_type": model.config.model_type,

@@ -31,6 +31,15 @@ def layer_flops(model: Model, layer: int, length: int) -> tuple[int, int]:
     return 2 * matrices, 4 * length * sizes["heads"] * sizes["head_dim"]
 
 
+def flops_per_token(model: Model, length: int = 1024) -> int:
+    """FLOPs of one forward pass per token at a context of `length` tokens, a multiply-add as two, the head included.
+
+    The attention products are counted in full; norms and activations are not.
+    """
+    layers = sum(sum(layer_flops(model, layer, length)) for layer in range(model.numbers["layers"]))
+    return layers + 2 * getattr(model.config, "vocab_size", 0) * model.numbers["width"]
+
+
 def multiplied(model: Model, name: str, experts: int) -> int:
     """How many of a tensor's numbers one token is multiplied with: of stacked experts, those that it goes to."""
     shape = model.tensors.info[name].shape

@@ -44,12 +44,13 @@ class Calibration:
 class Run:
     """One step's view of the run. A step that changes the model puts the new one in `model`.
 
-    `number` counts the recipe's steps from 1, `earlier` has the records of those before this one. `folder` is the
-    step's own: what a step writes there (say `onnx/`) ends up in the output. `unfinished` is a folder that outlives a
-    kill: what a long step has done so far, for its next try to go on from; the step makes it where it needs it, and it
-    is gone once the step is finished. `record` and `warnings` are kept with the step and must be JSON; what is only
-    known once the model was written is added by the calls in `afterwards`; `timings` are kept apart, since they differ
-    from run to run. In a `dry` run no weight may be read and nothing written: the model has shapes only.
+    `number` counts the recipe's steps from 1, `earlier` has the records of those before this one, and `exports` are the
+    folders of those that left files of the model as it is now, say `onnx/`. `folder` is the step's own: what a step
+    writes there ends up in the output. `unfinished` is a folder that outlives a kill: what a long step has done so far,
+    for its next try to go on from; the step makes it where it needs it, and it is gone once the step is finished.
+    `record` and `warnings` are kept with the step and must be JSON; what is only known once the model was written is
+    added by the calls in `afterwards`; `timings` are kept apart, since they differ from run to run. In a `dry` run no
+    weight may be read and nothing written: the model has shapes only.
     """
 
     model: Any
@@ -64,6 +65,7 @@ class Run:
     progress: Progress
     number: int = 1
     earlier: tuple[dict[str, Any], ...] = ()
+    exports: tuple[Path, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -32,27 +32,53 @@ def inspect(model: str, *, revision: str | None, progress: Progress) -> Shown:  
 @command
 @click.argument("model")
 @click.option("--revision", help="Of a Hub model.")
-@click.option("--perplexity", metavar="DATA", help="python-docs, a local file, or a Hub dataset id.")
+@click.option("--beside", metavar="MODEL", help="Another model, say the original, to stand beside it as `before`.")
+@click.option("--perplexity", metavar="DATA", help="python-docs, a local file, wikitext, c4 or another Hub dataset.")
 @click.option("--accuracy", metavar="DATA", help="Labelled examples, for classifiers; text for masked words.")
 @click.option("--label", help="The column of the class, the tags or the target text.")
 @click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a window.")
-@click.option("--stride", type=click.IntRange(1), help="Tokens between windows; the length when left out.")
+@click.option("--stride", type=click.IntRange(1), help="New tokens in each window; all but one when left out.")
 @click.option("--samples", type=click.IntRange(1), help="At most this many windows.")
-@click.option("--field", help="The text field of a .jsonl, .parquet or Hub dataset.")
+@click.option("--field", help="The text field of a .jsonl, .parquet, .csv or Hub dataset.")
 @click.option("--split", help="Of a Hub dataset or python-docs.")
-@click.option("--speed", is_flag=True, help="Measure the latency of a forward pass.")
+@click.option("--documents", type=click.Choice(["joined", "separate"]), default="joined", show_default=True)
+@click.option("--speed", is_flag=True, help="Time prompts and the tokens after them, and take the peak of memory.")
+@click.option("--batch", type=click.IntRange(1), multiple=True, help="Prompts at once, for --speed. Repeatable.")
+@click.option("--prompt-length", type=click.IntRange(1), multiple=True, help="Its tokens, for --speed. Repeatable.")
+@click.option("--memory/--no-memory", default=True, help="Peaks of memory, for --speed; each takes a process.")
+@click.option("--task", "tasks", multiple=True, help="kmmlu, or a task of lm-eval by name. Repeatable.")
+@click.option("--shots", type=click.IntRange(0), multiple=True, help="Solved questions before each. Repeatable.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many questions of each task or subject.")
+@click.option("--kmmlu", "folder", metavar="FOLDER", help="Where KMMLU's CSV files lie; from the Hub when left out.")
+@click.option("--subject", "subjects", multiple=True, help="Of KMMLU, or `found` for those in the folder. Repeatable.")
+@click.option("--scorer", type=click.Choice(["own", "lm-eval"]), help="Of KMMLU.")
+@click.option("--generate", multiple=True, metavar="PROMPT", help="Have MODEL continue it. Repeatable.")
+@click.option("--tokens", type=click.IntRange(1), default=48, show_default=True, help="At most, after each prompt.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--dtype", type=DTYPES, default="auto", show_default=True)
-def evaluate(model: str, *, revision: str | None, device: str, dtype: str, **options: Any) -> Shown:
-    """Measure MODEL: its size, and its perplexity, accuracy and latency where asked for."""
+def evaluate(
+    model: str,
+    *,
+    revision: str | None,
+    beside: str | None,
+    device: str,
+    dtype: str,
+    progress: Progress,
+    **options: Any,
+) -> Shown:
+    """Measure MODEL: its size, and what is asked for. MODEL may also be an ONNX export, for --speed."""
+    from prune.cli._evaluate import arguments, opened
     from prune.recipe.loop import pick_device
-    from prune.report import summary
+    from prune.report import evaluated
     from prune.steps._common import compute_dtype
 
     place = pick_device(device)
-    opened = prune.open(model, revision=revision)
-    found = prune.evaluate(opened, device=place, dtype=compute_dtype(place, dtype), **options)
-    return found, summary.evaluation(found), 0
+    given = arguments(options)
+    models, graphs = opened(model, revision, beside, given)
+    found = prune.evaluate(
+        models, graphs=graphs, device=place, dtype=compute_dtype(place, dtype), progress=progress, **given
+    )
+    return found, evaluated.evaluation(found), 0
 
 
 @command

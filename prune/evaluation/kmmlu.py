@@ -177,7 +177,11 @@ def summary(right: Mapping[str, Sequence[bool]], subjects: Sequence[Subject], *,
         "error": (everything["micro"] * (1 - everything["micro"]) / everything["questions"]) ** 0.5,
         "majority": given[often] / everything["questions"],
         "majority_answer": LETTERS[often - 1],
-        "groups": {name: found for name, own in GROUPS.items() if (found := _averages(_among(counts, own)))},
+        "groups": {
+            name: {**found, "subjects": sorted(_among(counts, own))}
+            for name, own in GROUPS.items()
+            if (found := _averages(_among(counts, own)))
+        },
         "subjects": {name: counts[name] for name in sorted(counts)},
     }
 

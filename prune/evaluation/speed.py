@@ -1,93 +1,149 @@
-"""Latency of one forward pass, of several models in one alternated run."""
+"""Speed of several models in one alternated run: the latency of a prompt, and tokens per second after it."""
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
+
+from prune.evaluation.runners import PYTORCH, Runner
 
 LEAST, MOST = 5, 200  # rounds
+Entry = dict[str, Any]  # a value for each model by its name, `spread`, `ratio` of the last to the first, and `of`
 
 
-def forward_latency(
-    models: Mapping[str, PreTrainedModel],
-    *,
-    batch: int = 1,
-    length: int = 256,
-    seconds: float = 4.0,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Median seconds of a forward pass over (batch, length) random token ids, or `batch` random images, without cache.
+class Setting(NamedTuple):
+    """`batch` prompts of `length` tokens, `new` tokens after each."""
 
-    Rounds of all models in turn, for about `seconds` after a warm-up, so that whatever else the machine does falls on
-    all of them. The length is cut to what every model has positions for. Gives `latency_seconds` (a median per model),
-    `latency_spread` (quartiles per model), `latency_ratio` (the median over rounds of last over first), and what was
-    run. The models are to be in eval mode.
+    batch: int = 1
+    length: int = 256
+    new: int = 32
+
+
+def settings(batch: int | Sequence[int], length: int | Sequence[int], new: int) -> list[Setting]:
+    """Every batch size with every length."""
+    lists = ([value] if isinstance(value, int) else value for value in (batch, length))
+    batches, lengths = (sorted(set(values)) for values in lists)
+    return [Setting(size, tokens, new) for size in batches for tokens in lengths]
+
+
+def distinct(wanted: Sequence[Setting], runners: Sequence[Runner]) -> list[Setting]:
+    """Settings cut to what every model has positions for, each once."""
+    return list(dict.fromkeys(within(setting, runners) for setting in wanted))
+
+
+def within(setting: Setting, runners: Sequence[Runner]) -> Setting:
+    """A setting cut to what every model has positions for; without new tokens where one of them has no cache."""
+    limit = min(runner.limit for runner in runners)
+    new = min(setting.new, max(limit // 2, 1)) if all(runner.decode for runner in runners) else 0
+    return setting._replace(length=max(min(setting.length, limit - new), 1), new=new)
+
+
+@torch.inference_mode()
+def speed(
+    runners: Mapping[str, Sequence[Runner]], chosen: Sequence[Setting], *, seconds: float = 4.0, seed: int = 0
+) -> dict[str, Entry]:
+    """How fast models are, by name, each in one or more runtimes: quantity -> Entry.
+
+    `prefill` is the median seconds of a prompt's first pass, `decode` the median tokens per second after it, over all
+    prompts of a batch. All models and runtimes take turns, on the same random tokens, for about `seconds` a setting
+    after a warm-up, so that whatever else the machine does falls on all of them. A further setting or runtime is named
+    in its quantity: "decode, batch 8", "prefill, ONNX Runtime". `spread` are the quartiles of the ratio over the
+    rounds; of a single model, of the value itself.
     """
-    texts = [model.config.get_text_config() for model in models.values()]
-    length = min(length, *map(_longest, texts))
-    vocabulary = min((text.vocab_size for text in texts if hasattr(text, "vocab_size")), default=0)
-    inputs = {name: _inputs(model, batch, length, vocabulary, seed) for name, model in models.items()}
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for name, model in models.items():  # warm-up
-            _forward(model, inputs[name])
-        start, rounds = time.perf_counter(), 0
-        while rounds < LEAST or (rounds < MOST and time.perf_counter() - start < seconds):
-            for name, model in models.items():
-                taken[name].append(_forward(model, inputs[name]))
-            rounds += 1
-    first, *_, last = [*models, *models]
-    ratios = [after / before for before, after in zip(taken[first], taken[last], strict=True)]
+    found: dict[str, Entry] = {}
+    everyone = [(name, runner) for name, own in runners.items() for runner in own]
+    for setting in chosen:
+        taken = _rounds([runner for _, runner in everyone], setting, seconds, seed)
+        for runtime in dict.fromkeys(runner.runtime for _, runner in everyone):
+            pairs = zip(everyone, taken, strict=True)
+            own = {name: times for (name, runner), times in pairs if runner.runtime == runtime}
+            said = suffix(setting, chosen, runtime)
+            of = _of(setting, runtime, len(taken[0][0]), everyone[0][1])
+            found[f"prefill{said}"] = entry({name: times[0] for name, times in own.items()}, of)
+            if setting.new:
+                count = setting.batch * setting.new
+                rates = {name: [count / seconds for seconds in times[1]] for name, times in own.items()}
+                found[f"decode{said}"] = entry(rates, {**of, "new": setting.new})
+    return found
+
+
+def suffix(setting: Setting, among: Sequence[Setting], runtime: str) -> str:
+    """What tells a setting and runtime from the first one, to stand after a quantity's name."""
+    first = among[0]
+    parts = [
+        f"batch {setting.batch}" if len({other.batch for other in among}) > 1 and setting != first else "",
+        f"length {setting.length}" if len({other.length for other in among}) > 1 and setting != first else "",
+        runtime if runtime != PYTORCH else "",
+    ]
+    return "".join(f", {part}" for part in parts if part)
+
+
+def entry(values: Mapping[str, Sequence[float]], of: Mapping[str, Any]) -> Entry:
+    """Medians by name, the median ratio of the last to the first round by round, and its quartiles.
+
+    Of a single model the quartiles are the value's own; what was measured once has none.
+    """
+    first, *_, last = [*values, *values]
+    compared = len(values) > 1
+    pairs = zip(values[first], values[last], strict=True)
+    spread = [after / before for before, after in pairs] if compared else list(values[first])
     return {
-        "latency_seconds": {name: statistics.median(own) for name, own in taken.items()},
-        "latency_spread": {name: _quartiles(own) for name, own in taken.items()},
-        "latency_ratio": statistics.median(ratios),
-        "latency_of": {
-            "batch": batch,
-            "length": length,
-            "rounds": rounds,
-            "device": str(next(iter(models.values())).device),
-        },
+        **{name: statistics.median(own) for name, own in values.items()},
+        **({"ratio": statistics.median(spread)} if compared else {}),
+        **({"spread": statistics.quantiles(spread, n=4)[::2]} if len(spread) > 1 else {}),
+        "of": dict(of),
     }
 
 
-def _longest(config: Any) -> int:
-    bound: int | None = getattr(config, "max_position_embeddings", None)
-    return max(bound - 2, 1) if bound else sys.maxsize  # RoBERTa counts its positions from two
+def _of(setting: Setting, runtime: str, rounds: int, runner: Runner) -> dict[str, Any]:
+    return {
+        "runtime": runtime,
+        "batch": setting.batch,
+        "length": setting.length,
+        "rounds": rounds,
+        "device": str(runner.device) if runtime == PYTORCH else "cpu",
+        "threads": torch.get_num_threads(),
+    }
 
 
-def _inputs(model: PreTrainedModel, batch: int, length: int, vocabulary: int, seed: int) -> dict[str, Any]:
+def _rounds(
+    runners: Sequence[Runner], setting: Setting, seconds: float, seed: int
+) -> list[tuple[list[float], list[float]]]:
+    """Seconds of each round, for each runner: of the prompt, and of all tokens after it."""
+    ids = tokens(setting, min((runner.vocabulary for runner in runners if runner.vocabulary), default=1), seed)
+    taken: list[tuple[list[float], list[float]]] = [([], []) for _ in runners]
+    for runner in runners:
+        once(runner, ids, setting)  # warm-up
+    start, rounds = time.perf_counter(), 0
+    while rounds < LEAST or (rounds < MOST and time.perf_counter() - start < seconds):
+        for runner, own in zip(runners, taken, strict=True):
+            for times, value in zip(own, once(runner, ids, setting), strict=True):
+                times.append(value)
+        rounds += 1
+    return taken
+
+
+def tokens(setting: Setting, vocabulary: int, seed: int) -> Tensor:
+    """Random ids (batch, length + new)."""
     generator = torch.Generator().manual_seed(seed)
-    config: Any = model.config
-    if model.main_input_name == "pixel_values":
-        size = (batch, config.num_channels, config.image_size, config.image_size)
-        return {"pixel_values": torch.randn(size, generator=generator).to(model.device, model.dtype)}
-    ids = torch.randint(vocabulary, (batch, length), generator=generator).to(model.device)
-    both = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-    caching = {"use_cache": False} if hasattr(config, "use_cache") else {}
-    return {"input_ids": ids, **both, **caching}
+    return torch.randint(vocabulary, (setting.batch, setting.length + setting.new), generator=generator)
 
 
-def _forward(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
-    """Seconds of one pass, waited for to its end on a GPU."""
-    _settle(model)
+def once(runner: Runner, ids: Tensor, setting: Setting) -> tuple[float, float]:
+    """Seconds of the prompt and of the tokens after it, each waited for to its end."""
+    ids = ids.to(runner.device)
+    runner.settle()
     start = time.perf_counter()
-    model(**inputs)
-    _settle(model)
-    return time.perf_counter() - start
-
-
-def _settle(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    low, _, high = statistics.quantiles(values, n=4)
-    return [low, high]
+    state = runner.prefill(ids[:, : setting.length])
+    runner.settle()
+    middle = time.perf_counter()
+    for place in range(setting.length, setting.length + setting.new):
+        assert runner.decode
+        state = runner.decode(state, ids[:, place : place + 1])
+    runner.settle()
+    return middle - start, time.perf_counter() - middle

@@ -308,6 +308,7 @@ def _unchanged(job: _Job, standing: dict[str, Any], target: Path) -> Result:
 def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
     """Runs the steps that are not finished yet, each on what the last one to change the model left on the disk."""
     finished: list[Done] = []
+    exports: tuple[Path, ...] = ()
     model: Any = job.original
     holder: Path | None = None
     for position, (step, key) in enumerate(zip(job.recipe.steps, chain, strict=True)):
@@ -318,22 +319,31 @@ def _steps(job: _Job, folders: list[Path], chain: list[str]) -> list[Done]:
             if model is None:
                 model = job.parts.open(holder, revision=None, headers=False)
             earlier = tuple(before.record for before in finished)
-            done = _perform(job, step, key, folders[position], model, holder, earlier)
+            done = _perform(job, step, key, folders[position], model, holder, earlier, exports)
         files.discard(work.unfinished(folders[position]))
         if done.checkpoint:
-            model, holder = None, folders[position]
+            model, holder, exports = None, folders[position], ()
+        elif done.artefacts:
+            exports = (*exports, folders[position])
         finished.append(done)
     return finished
 
 
 def _perform(
-    job: _Job, step: Step, key: str, folder: Path, model: Any, holder: Path | None, earlier: tuple[dict[str, Any], ...]
+    job: _Job,
+    step: Step,
+    key: str,
+    folder: Path,
+    model: Any,
+    holder: Path | None,
+    earlier: tuple[dict[str, Any], ...],
+    exports: tuple[Path, ...],
 ) -> Done:
-    """One step; `holder` is the folder of the model, None for the original; `earlier` are the records before it."""
+    """One step; `holder` is the folder of the model, None for the original; see `Run` for the last two."""
     files.discard(folder)  # it may be there, but damaged
     with files.staged(folder) as staging:
         run = _new_run(job, model, staging, work.unfinished(folder), len(earlier) + 1)
-        run.earlier = earlier
+        run.earlier, run.exports = earlier, exports
         began = time.perf_counter()
         with _together(job, step, run, holder):
             _call(step, run)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prune.report.table import Table
+from prune.report import evaluated
+from prune.report.table import Table, size
 
 RISING = frozenset({"accuracy", "decode", "kmmlu"})  # more of these is better; of everything else less is
 
@@ -27,11 +28,11 @@ def removed(steps: Records) -> list[tuple[str, str]]:
 
 
 def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Change]:
-    """Parameters, bytes, perplexity, accuracy, loss and latency (seconds) before and after, where measured.
+    """Parameters, bytes, FLOPs a token, perplexity, accuracy, loss and latency (seconds), where measured.
 
     What was measured before a later step changed the model has no `after`: it is of another model.
     """
-    found = [_from_first_to_last(name, steps) for name in ("parameters", "bytes")]
+    found = [_from_first_to_last(name, steps) for name in ("parameters", "bytes", "flops")]
     measured = [number for number, step in enumerate(steps) if step["record"].get("perplexity")]
     if measured:
         said = steps[measured[-1]]["record"]["perplexity"]
@@ -96,16 +97,7 @@ def _text(name: str, value: float | None) -> str:
         return f"{value:.2f}"
     if name in ("accuracy", "loss"):
         return f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
-    return f"{value:,.0f}" if name == "parameters" else size(value)
-
-
-def size(count: float) -> str:
-    """Bytes as people say them: 7.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError(count)
+    return size(value) if name == "bytes" else f"{value:,.0f}"
 
 
 def _percent(change: Change) -> str:
@@ -139,7 +131,8 @@ def blocks(
     table = Table(("", "before", "after", "change"), [*gone, *rows(changes(steps, timings))], frozenset({1, 2}))
     last = f"files: {output}" if output else "checked: nothing was run or written"
     loads = [loading(runtimes)] if runtimes else loaders(steps)
-    return [*([table] if table.rows else []), *notes(steps), *needed(steps), *loads, *remarks, last]
+    found = evaluated.steps(steps, timings)
+    return [*([table] if table.rows else []), *found, *notes(steps), *needed(steps), *loads, *remarks, last]
 
 
 def loading(runtimes: Sequence[dict[str, str]]) -> Table:
@@ -205,20 +198,6 @@ def _inspected(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _span(units: int | list[int]) -> str:
     return str(units) if isinstance(units, int) else f"{min(units)} to {max(units)}"
-
-
-def evaluation(found: dict[str, Any]) -> list[Table | str]:
-    """What `evaluate` prints of one model."""
-    lines = [("parameters", f"{found['parameters']['model']:,}"), ("bytes", size(found["bytes"]["model"]))]
-    if measured := found.get("perplexity"):
-        lines.append(("perplexity", f"{measured['model']:.3f}"))
-        lines += [(name, flat(measured[name])) for name in ("data", "length", "stride", "tokens")]
-    if answered := found.get("accuracy"):
-        lines += [("accuracy", f"{answered['model']['accuracy']:.1%}"), ("loss", f"{answered['model']['loss']:.3f}")]
-        lines += [(name, flat(answered[name])) for name in ("task", "data", "labels")]
-    if seconds := found.get("latency", {}).get("latency_seconds"):
-        lines.append(("latency", _text("latency", seconds["model"])))
-    return [Table(("what", "value"), lines)]
 
 
 def exported(found: dict[str, Any], out: object) -> list[Table | str]:

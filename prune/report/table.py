@@ -17,6 +17,15 @@ class Table:
     right: frozenset[int] = frozenset()
 
 
+def size(count: float) -> str:
+    """Bytes as people say them: 7.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError(count)
+
+
 def show(blocks: Sequence[Table | str], stream: TextIO | None = None) -> None:
     """Prints tables and lines, by default on stdout. NO_COLOR is respected, and control characters are not printed."""
     stream = stream or sys.stdout

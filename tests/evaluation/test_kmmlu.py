@@ -125,8 +125,8 @@ def test_averages() -> None:
     assert found["error"] == pytest.approx((0.4 * 0.6 / 10) ** 0.5)
     assert (found["majority"], found["majority_answer"]) == (5 / 10, "D")
     assert found["groups"] == {
-        "STEM": {"micro": 3 / 6, "macro": 3 / 8, "correct": 3, "questions": 6},
-        "HUMSS": {"micro": 1 / 4, "macro": 1 / 4, "correct": 1, "questions": 4},
+        "STEM": {"micro": 3 / 6, "macro": 3 / 8, "correct": 3, "questions": 6, "subjects": ["Biology", "Math"]},
+        "HUMSS": {"micro": 1 / 4, "macro": 1 / 4, "correct": 1, "questions": 4, "subjects": ["Law"]},
     }
     assert found["subjects"]["Math"] == {"correct": 3, "questions": 4}
 
