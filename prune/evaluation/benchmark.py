@@ -51,7 +51,7 @@ def benchmark(
             name: [pytorch(load(model, device=device, dtype=dtype).eval(), seed=seed)] for name, model in models.items()
         }
         for name, paths in graphs.items():
-            runners.setdefault(name, []).extend(onnx(path, **_bounds(path)) for path in paths)
+            runners.setdefault(name, []).extend(onnx(path, **_bounds(path), seed=seed) for path in paths)
         chosen = distinct(wanted, [runner for own in runners.values() for runner in own])
         found = speed(runners, chosen, seconds=asked.get("seconds", 4.0), seed=seed)
         runners.clear()
@@ -92,8 +92,5 @@ def graphs_in(folder: Path) -> list[Path]:
 
 def _bounds(path: Path) -> dict[str, int]:
     """The positions and vocabulary that the config beside a graph states."""
-    if not (path.parent / "config.json").is_file():
-        return {}
-    text = read_config(path.parent).get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
-    return {"vocabulary": text.vocab_size, **({"limit": limit} if limit else {})}
+    known = (path.parent / "config.json").is_file()
+    return bounds(read_config(path.parent).get_text_config()) if known else {}

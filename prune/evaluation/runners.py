@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prune.model.caching import cache_argument, cache_of, takes_cache
-from prune.model.graph import open_graph, run_graph
+from prune.model.graph import open_graph, outputs, positions, run_graph
 
 PYTORCH, ONNX = "PyTorch", "ONNX Runtime"
 
@@ -37,7 +37,6 @@ class Runner:
 def pytorch(module: PreTrainedModel, *, seed: int = 0) -> Runner:
     """A module in eval mode. With a cache, the logits of the last token alone are computed, as `generate` does."""
     text = module.config.get_text_config()
-    bound = getattr(text, "max_position_embeddings", None)
     caches = takes_cache(module) and not module.config.is_encoder_decoder
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(module.forward).parameters else {}
 
@@ -58,10 +57,16 @@ def pytorch(module: PreTrainedModel, *, seed: int = 0) -> Runner:
         prefill,
         decode if caches else None,
         settle,
-        max(bound - 2, 1) if bound else sys.maxsize,  # RoBERTa counts its positions from two
-        getattr(text, "vocab_size", 0),
-        module.device,
+        device=module.device,
+        **bounds(text),
     )
+
+
+def bounds(config: Any) -> dict[str, int]:
+    """`limit` and `vocabulary` as a config states them."""
+    positions_ = getattr(config, "max_position_embeddings", None)
+    limit = max(positions_ - 2, 1) if positions_ else sys.maxsize  # RoBERTa counts its positions from two
+    return {"limit": limit, "vocabulary": getattr(config, "vocab_size", 0)}
 
 
 def _whole(module: PreTrainedModel, ids: Tensor, seed: int) -> dict[str, Any]:
@@ -75,11 +80,15 @@ def _whole(module: PreTrainedModel, ids: Tensor, seed: int) -> dict[str, Any]:
     return {"input_ids": ids, **both, **({"use_cache": False} if hasattr(config, "use_cache") else {})}
 
 
-def onnx(path: Path, *, limit: int = sys.maxsize, vocabulary: int = 0) -> Runner:
-    """An exported graph with cache, on the CPU. It computes the logits of every token it is given."""
+def onnx(path: Path, *, limit: int = sys.maxsize, vocabulary: int = 0, seed: int = 0) -> Runner:
+    """An exported graph on the CPU, with its cache where it has one. It gives the logits of every token it is given."""
     session = open_graph(path)
+    inputs = {value.name: value for value in session.get_inputs()}
+    caches = any(name.startswith("past_key_values") for name in inputs)
 
     def prefill(ids: Tensor) -> Any:
+        if not caches:
+            return outputs(session, _inputs(inputs, ids, seed))
         return run_graph(session, ids, torch.ones_like(ids))[1], ids.shape[1]
 
     def decode(state: Any, ids: Tensor) -> Any:
@@ -87,7 +96,25 @@ def onnx(path: Path, *, limit: int = sys.maxsize, vocabulary: int = 0) -> Runner
         mask = torch.ones(len(ids), length + 1, dtype=torch.long)
         return run_graph(session, ids, mask, past)[1], length + 1
 
-    return Runner(runtime_of(path), prefill, decode, lambda: None, limit, vocabulary, torch.device("cpu"))
+    return Runner(
+        runtime_of(path),
+        prefill,
+        decode if caches else None,
+        lambda: None,
+        limit,
+        vocabulary,
+        torch.device("cpu"),
+    )
+
+
+def _inputs(known: Mapping[str, Any], ids: Tensor, seed: int) -> dict[str, Tensor]:
+    """What a graph without a cache takes: token ids with all that goes with them, or images."""
+    if "pixel_values" in known:
+        size = [len(ids), *known["pixel_values"].shape[1:]]
+        return {"pixel_values": torch.randn(size, generator=torch.Generator().manual_seed(seed))}
+    mask = torch.ones_like(ids)
+    named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": mask * 0, "position_ids": positions(mask)}
+    return {name: value for name, value in named.items() if name in known}
 
 
 def runtime_of(path: Path) -> str:

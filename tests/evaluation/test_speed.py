@@ -20,7 +20,6 @@ from prune.evaluation.benchmark import benchmark, graphs_in
 from prune.evaluation.peak import peaks
 from prune.evaluation.runners import Runner, onnx, pytorch, runtime_of
 from prune.evaluation.speed import Setting, distinct, entry, settings, speed
-from prune.exports import onnx as export
 from prune.exports.job import Job
 from prune.recipe import apply
 from tests import zoo
@@ -149,7 +148,7 @@ def test_any_kind_of_model_within_its_positions(name: str) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
     model = tiny_model("llama", num_hidden_layers=1)
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    export.save(model, None, folder)
+    prune.export(prune.open(model), folder)
     return model, folder / "model.onnx"
 
 
@@ -163,6 +162,13 @@ def test_an_export_is_run_with_its_cache(exported: tuple[PreTrainedModel, Path])
     keys, length = state
     assert length == cache.get_seq_length() == 9
     torch.testing.assert_close(torch.from_numpy(keys[0]), cache.layers[0].keys, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_a_graph_without_a_cache_is_run_whole(name: str, tmp_path: Path) -> None:
+    prune.export(prune.open(zoo.module(name)), tmp_path / "out")
+    asked: Any = {"length": 4, "seconds": 0.01, "memory": False}
+    assert list(benchmark({}, {"model": [tmp_path / "out" / "model.onnx"]}, asked)) == ["prefill, ONNX Runtime"]
 
 
 def test_an_export_is_timed_beside_its_model(exported: tuple[PreTrainedModel, Path]) -> None:
