@@ -1,4 +1,4 @@
-"""One subject of KMMLU, 5-shot, with what the questions share computed once and without, and by lm-eval where it is there.
+"""One subject of KMMLU, 5-shot: what its questions share computed once, or not, and lm-eval where it is installed.
 
     python benchmarks/evaluation.py [--model bundled] [--kmmlu FOLDER --subject NAME] [--questions 200] [--threads 2]
                                     [--rounds 3] [--positions 8192]

@@ -11,7 +11,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from prune.evaluation.peak import peaks
-from prune.evaluation.runners import PYTORCH, onnx, pytorch, runtime_of
+from prune.evaluation.runners import PYTORCH, bounds, onnx, pytorch, runtime_of
 from prune.evaluation.speed import Entry, Setting, distinct, entry, settings, speed, suffix
 from prune.model.foreign import read_config
 from prune.model.model import Model

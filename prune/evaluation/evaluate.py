@@ -81,8 +81,14 @@ def evaluate(
         result["speed"] = benchmark(named, graphs or {}, asked, **place, seed=seed, progress=progress)
     wanted = scorers.listed(tasks, kmmlu)
     if wanted or generate:
-        how = {"shots": shots, "limit": limit, "questions": kmmlu, "batch_size": batch_size, "seed": seed}
-        result |= _said(named, wanted, how, generate, tokens, **place, progress=progress)
+        scoring: dict[str, Any] = {
+            "shots": shots,
+            "limit": limit,
+            "questions": kmmlu,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        result |= _said(named, wanted, scoring, generate, tokens, **place, progress=progress)
     return result
 
 

@@ -120,6 +120,11 @@ def check(source: str | Path, *, subjects: Sequence[str] | str | None, shots: in
     return sorted(set(chosen))
 
 
+def is_local(source: str | Path) -> bool:
+    """Whether the questions lie in a folder here."""
+    return _folder(source) is not None
+
+
 def fingerprint(source: str | Path, chosen: Iterable[str]) -> Any:
     """What tells one set of questions from another: the hashes of the files of the subjects `chosen`, or the Hub id."""
     folder = _folder(source)

@@ -42,9 +42,12 @@ def check(model: Model, tasks: Sequence[str], *, shots: int | Sequence[int] | No
     if KMMLU in tasks:
         if kind(model) != "next token":
             raise PruneError("kmmlu is for decoders; this is an encoder with a decoder", where="tasks")
-        own = {"subjects": given.get("subjects"), "shots": max(_shots(shots) or [SHOTS])}
+        source = given.get("data", kmmlu.HUB)
+        own: dict[str, Any] = {"subjects": given.get("subjects"), "shots": max(_shots(shots) or [SHOTS])}
         try:
-            kmmlu.check(given.get("data", kmmlu.HUB), **own)
+            kmmlu.check(source, **own)
+            if kmmlu.is_local(source):  # the solved questions and the first that is asked
+                kmmlu.read(source, limit=1, **own)
         except PruneError as error:
             raise error.at("kmmlu") from None
     elsewhere = [name for name in tasks if name != KMMLU]
@@ -71,7 +74,8 @@ def score(
     found: dict[str, dict[str, Any]] = {}
     how: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "seed": seed}
     elsewhere = [name for name in tasks if name != KMMLU]
-    for number in _shots(shots) or [None]:
+    numbers: list[int | None] = [*_shots(shots)] or [None]
+    for number in numbers:
         said = "" if number is None or number == max(_shots(shots)) else f", {number}-shot"
         own: dict[str, dict[str, Any]] = {}
         if KMMLU in tasks:

@@ -145,6 +145,8 @@ def test_a_recipe_records_what_is_the_same_on_every_run(tmp_path: Path) -> None:
         ({"kmmlu": {"subjects": ["Maths"]}}, "unknown subject 'Maths'; did you mean 'Math'?"),
         ({"tasks": ["arc_easy"]}, 'pip install "prune-kit[eval]"'),
         ({"kmmlu": {"scorer": "lm-eval"}}, 'pip install "prune-kit[eval]"'),
+        ({"kmmlu": {"data": "made-up", "subjects": "found"}, "shots": [0, 9]}, "Law has 5 solved questions, 9 shots"),
+        ({"kmmlu": {"data": "made-up", "subjects": "found"}, "tasks": ["arc_easy"]}, "prune-kit[eval]"),
         ({"documents": "apart", "perplexity": "python-docs"}, "choices: joined, separate"),
     ],
 )
@@ -155,10 +157,12 @@ def test_what_cannot_be_scored_is_known_before(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda _: None)
+    (tmp_path / "made-up").mkdir()
+    write(tmp_path / "made-up", ["Law"])
     with pytest.raises(PruneError) as caught:
         check({"model": "bundled", "output": "out", "steps": [{"evaluate": options}]})
     assert expected in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["made-up"]
 
 
 def test_two_models_side_by_side_on_the_command_line(
