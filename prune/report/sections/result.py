@@ -56,10 +56,10 @@ def _kmmlu(facts: Facts) -> list[Tile]:
     if "micro" not in before or "micro" not in after:
         return []
     one, other = 100 * before["micro"], 100 * after["micro"]
-    said = f"{other - one:+.1f} points".replace("-", "\N{MINUS SIGN}")
+    said = f"{other - one:+.1f}".replace("-", "\N{MINUS SIGN}")
     detail = f"{one:.1f} % \N{RIGHTWARDS ARROW} {other:.1f} %"
     detail += f" (majority {100 * after['majority']:.1f} %)" if "majority" in after else ""
-    return [Tile("KMMLU", said, detail, "gain" if other > one else "cost" if other < one else "plain")]
+    return [Tile("KMMLU, points", said, detail, "gain" if other > one else "cost" if other < one else "plain")]
 
 
 def section(facts: Facts) -> Section | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prune.report import summary
-from prune.report.blocks import Block, Data, Facts, Plot, Prose, Rows, Section
+from prune.report.blocks import Block, Data, Facts, Plot, Points, Prose, Rows, Section
 from prune.report.drawing import AFTER, BEFORE, INK, figure, plot, tidy
 from prune.report.table import Table
 
@@ -34,18 +34,25 @@ def section(facts: Facts) -> Section | None:
     found = list(measures(facts))
     if not found:
         return None
-    rows = [(m.name, m.how, _text(m, m.before), _text(m, m.after), _ratio(m.ratio), _spread(m.spread)) for m in found]
-    hows = any(m.how for m in found)
-    head = ("", "measured with", "before", "after", "ratio", "quartiles")
-    table = Table(head, rows, frozenset({2, 3, 4, 5}))
-    if not hows:
-        table = Table((head[0], *head[2:]), [(row[0], *row[2:]) for row in rows], frozenset({1, 2, 3, 4}))
+    rows = [(_named(m), _text(m, m.before), _text(m, m.after), _ratio(m.ratio), _spread(m.spread)) for m in found]
+    table = Table(("", "before", "after", "ratio", "its quartiles"), rows, frozenset({1, 2, 3, 4}))
     blocks: list[Block] = [
         Prose("Both models in turn, so that what else the machine did fell on both; these differ from run to run."),
         Rows(table),
     ]
+    if said := _terms(found):
+        blocks.append(Points(said))
     drawn = [m for m in found if m.ratio]
     return Section("speed", "Speed", [*blocks, *([_plot(drawn)] if drawn else [])], beside=True)
+
+
+def _terms(found: list[Measure]) -> list[str]:
+    """What was measured with, once for all that it holds for."""
+    alike: dict[str, list[str]] = {}
+    for measure in found:
+        if measure.how:
+            alike.setdefault(measure.how, []).append(measure.name)
+    return [f"{'; '.join(names)}: {how}" for how, names in alike.items()]
 
 
 def measures(facts: Facts) -> Iterator[Measure]:
@@ -73,20 +80,24 @@ def _measure(name: str, entry: Mapping[str, Any]) -> Measure:
     return Measure(name, entry.get("before"), entry.get("after"), entry.get("ratio"), pair, how)
 
 
+def _named(measure: Measure) -> str:
+    return f"{measure.name}, tokens" if measure.unit == "tokens/s" else measure.name
+
+
 def _text(measure: Measure, value: float | None) -> str:
     if value is None:
         return ""
     if measure.unit == "bytes":
         return summary.size(value)
-    return f"{value:,.1f} tokens/s" if measure.unit == "tokens/s" else f"{value * 1000:.1f} ms"
+    return f"{value:,.1f} /s" if measure.unit == "tokens/s" else f"{value * 1000:.1f} ms"
 
 
 def _ratio(ratio: float | None) -> str:
-    return f"{ratio:.3f}" if ratio else ""
+    return f"{ratio:.2f}" if ratio else ""
 
 
 def _spread(spread: tuple[float, float] | None) -> str:
-    return f"{spread[0]:.3f} to {spread[1]:.3f}" if spread else ""
+    return f"{spread[0]:.2f} to {spread[1]:.2f}" if spread else ""
 
 
 def _plot(found: list[Measure]) -> Plot:

@@ -61,7 +61,7 @@ def _plot(number: int, word: str, found: dict[str, Any]) -> Plot:
 def _parts(found: dict[str, Any]) -> str:
     parts = found.get("parts")
     if not isinstance(parts, dict) or not parts:
-        return "Training loss and the loss on text that is not trained on."
+        return "The training loss is the objective's own; held out is the loss on text that is not trained on."
     return "Parts of the loss: " + ", ".join(f"{k} {_number(v)}" for k, v in parts.items()) + "."
 
 
