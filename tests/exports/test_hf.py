@@ -14,7 +14,7 @@ from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
 import prune
-from prune import files
+from prune import cli, files
 from prune.errors import PruneError
 from prune.exports import hf
 from prune.exports.checkpoints.deci import MULTIPLE
@@ -206,6 +206,8 @@ def test_through_a_recipe(tmp_path: Path) -> None:
     assert {"hf/config.json", "hf/configuration_decilm.py", "hf/model.safetensors"} <= set(
         files.names(tmp_path / "out")
     )
+    line = ["export", "bundled", str(tmp_path / "hf"), "--format", "hf", "--set", "as=deci", "-q"]
+    assert cli.run(line) == 0 and (tmp_path / "hf" / "configuration_decilm.py").is_file()
     recipe["steps"] = [{"export": {"format": "hf", "as": "dcei"}}]
     with pytest.raises(PruneError, match="as: unknown as 'dcei'; did you mean 'deci'?"):
         prune.check(recipe)

@@ -114,6 +114,10 @@ def test_a_model_without_tokenizer_is_refused(llama_folder: Path) -> None:
 def test_what_comes_with_a_warning(tmp_path: Path) -> None:
     composed = changed(ggufs.byte_level(), normalizer=normalizers.NFC())
     assert "does not compose characters (NFC)" in made(composed, tmp_path / "one").notes[0]
+    form = json.loads(ggufs.byte_level().backend_tokenizer.to_str())
+    form["model"]["ignore_merges"] = True
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(form)), eos_token="</s>")
+    assert "that the tokenizer takes whole (ignore_merges)" in made(words, tmp_path / "four").notes[0]
     greedy = ggufs.byte_level()
     greedy.add_tokens([json_token("<|end|>", rstrip=True)], special_tokens=True)
     assert "keeps the spaces beside <|end|>" in made(greedy, tmp_path / "two").notes[0]

@@ -13,6 +13,7 @@ from prune.exports.llamacpp.pretokenizers import known
 from prune.model.model import Model
 
 UNREACHED = -1e6  # score of a token that no merge makes
+WHOLE_WORDS = ("llama-bpe", "tekken")  # for which llama.cpp takes a word whole where it is a token
 SPACE = "\u2581"  # how SentencePiece writes a space
 Type = gguf.TokenType
 
@@ -76,6 +77,8 @@ def _bytes(form: dict[str, Any], rows: int) -> Vocabulary:
         raise _refused("its pre-tokenizer is none that llama.cpp has a name for here")
     if any(piece.get("add_prefix_space") for piece in _pieces(form["pre_tokenizer"]) if piece["type"] == "ByteLevel"):
         raise _refused("llama.cpp puts no space before the text (add_prefix_space)")
+    if form["model"].get("ignore_merges") and pre not in WHOLE_WORDS:
+        notes.append("llama.cpp merges words here that the tokenizer takes whole (ignore_merges)")
     tokens, types = _tokens(form, rows)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in form["model"]["merges"]]
     return Vocabulary("gpt2", pre, tokens, types, merges=merges, notes=tuple(notes))
