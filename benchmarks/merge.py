@@ -35,7 +35,7 @@ SHAPE = {
     "num_key_value_heads": 16,
     "tie_word_embeddings": True,
 }
-Measured = tuple[float, float]  # seconds, peak bytes
+Measured = tuple[float, float, float]  # seconds by the clock, seconds of processor, peak bytes
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def config(method: str, models: Path) -> dict[str, Any]:
 
 def compare(models: Path, scratch: Path, arguments: argparse.Namespace) -> None:
     ours = [sys.executable, "-m", "prune", "merge", "-q"]
-    imports = [[sys.executable, "-c", "import prune.merging.write"]]
+    imports = [[sys.executable, "-c", "import sys; sys.argv = ['prune']; import prune.merging.write"]]
     if arguments.peer:
         imports.append([str(Path(arguments.peer).parent / "python"), "-c", "import mergekit.scripts.run_yaml"])
     for name, command in zip(("ours", "mergekit"), imports, strict=False):
@@ -122,7 +122,7 @@ def compare(models: Path, scratch: Path, arguments: argparse.Namespace) -> None:
 
 
 def run(command: list[str]) -> Measured:
-    """A command's seconds, and its own peak of resident memory."""
+    """A command's seconds, those of its processors, and its own peak of resident memory."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -130,13 +130,13 @@ def run(command: list[str]) -> Measured:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status
     assert status == 0, (command, said[-1000:])
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def line(name: str, measured: list[Measured]) -> str:
-    seconds, peaks = zip(*measured, strict=True)
-    spread = f"[{min(seconds):.2f}, {max(seconds):.2f}]"
-    return f"{name:28} {statistics.median(seconds):8.2f} s {spread:16} {statistics.median(peaks) / 1e9:6.2f} GB"
+    seconds, processor, peaks = (statistics.median(column) for column in zip(*measured, strict=True))
+    spread = f"[{min(own[0] for own in measured):.2f}, {max(own[0] for own in measured):.2f}]"
+    return f"{name:24} {seconds:8.2f} s {spread:16} {processor:8.2f} s of processor {peaks / 1e9:6.2f} GB"
 
 
 def floor(inputs: str, out: str) -> None:

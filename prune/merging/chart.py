@@ -42,7 +42,8 @@ def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     conflicts.set_xlabel("layer")
     for axes in (norms, cosine, conflicts):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.margins(y=0.15)
+        axes.set_ylim(min(0, axes.get_ylim()[0]), axes.get_ylim()[1])
         axes.xaxis.get_major_locator().set_params(integer=True)
     if models:
         norms.legend(frameon=False)

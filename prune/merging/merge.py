@@ -14,10 +14,11 @@ from torch import Tensor
 from prune.document import Document
 from prune.errors import PruneError
 from prune.merging import chance, vocabulary
-from prune.merging.config import Config, parse
+from prune.merging.config import Config
 from prune.merging.inputs import opened
 from prune.merging.layers import stack
 from prune.merging.methods import method, names
+from prune.merging.parse import parse
 from prune.merging.plan import Options, Plan, plan
 from prune.merging.profile import Profile
 from prune.merging.stream import compute

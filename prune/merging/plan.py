@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
@@ -15,17 +15,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prune.errors import PruneError
 from prune.merging import chance
 from prune.merging.block import Parameter, keywords, parameters
-from prune.merging.config import Config, Reference, Slice, Source
+from prune.merging.config import Config, Reference, Source
 from prune.merging.methods import method
+from prune.merging.places import Input, Models, Place, length_of, sliced, whole
 from prune.merging.settings import chain, refuse_idle_filters, refuse_unknown, resolve
 from prune.merging.stream import Job
 from prune.merging.vocabulary import Alignment
 from prune.model import config as configs
-from prune.model import skeleton
 from prune.model.layout import stored_name
 from prune.model.model import Model
-
-Models = Mapping[Reference, Model]
 
 
 @dataclass(frozen=True)
@@ -35,25 +33,6 @@ class Options:
     seed: int = 0
     compat: bool = False
     device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input of one tensor: whose, and its name there."""
-
-    source: Source
-    name: str
-
-
-@dataclass(frozen=True)
-class Place:
-    """One tensor of the merged model: its inputs, its base, its slice, and where in the slice it is (0 to 1)."""
-
-    name: str
-    own: Slice
-    inputs: tuple[Input, ...]
-    base: Input | None
-    u: float
 
 
 @dataclass
@@ -78,7 +57,7 @@ def plan(config: Config, models: Models, options: Options, alignment: Alignment 
     config = _with_base(config, used)
     _refuse_families(config, models)
     donor = _donor(config, models)
-    tensors = list(_whole(config, models, donor, used) if config.whole else _sliced(config, models, donor, used))
+    tensors = list(whole(config, models, donor, used) if config.whole else sliced(config, models, donor, used))
     names = {stored_name(own.name, model.family.stored) for model in models.values() for own in tensors}
     names |= {stored_name(name, model.family.stored) for model in models.values() for name in model.tensors.info}
     refuse_idle_filters(config, names)
@@ -133,116 +112,7 @@ def _donor(config: Config, models: Models) -> Model:
 def _depth(config: Config, donor: Model) -> int:
     if config.whole:
         return donor.numbers["layers"]
-    return sum(_length(own) for own in config.slices)
-
-
-def _length(own: Slice) -> int:
-    first, last = own.sources[0].layers or (0, 0)
-    return last - first
-
-
-def _whole(config: Config, models: Models, donor: Model, used: ModuleType) -> Iterator[Place]:
-    """Every tensor from the tensors of the same name."""
-    (own,) = config.slices
-    _refuse_count(config, own, used)
-    for reference in config.references:
-        other, depth = models[reference].numbers["layers"], donor.numbers["layers"]
-        if other != depth:
-            raise PruneError(
-                f"{reference} has {other} layers and the others {depth}; name slices", where=config.where()
-            )
-    positions = {}
-    for stack in configs.stacks(donor):
-        for place, layer in enumerate(stack):
-            positions.update(dict.fromkeys(donor.names(layer), place / (len(stack) - 1) if len(stack) > 1 else 1.0))
-    for name in donor.tensors.info:
-        yield _tensor(config, own, name, [name] * len(own.sources), positions.get(name, 0.0), used)
-
-
-def _sliced(config: Config, models: Models, donor: Model, used: ModuleType) -> Iterator[Place]:
-    """Layers slice by slice; what comes before them from the first slice's models, what comes after from the last's."""
-    if donor.family.encoder:
-        raise PruneError(
-            "slices of a model with an encoder and a decoder are not merged; name models", where=config.where()
-        )
-    for own in config.slices:
-        _refuse_count(config, own, used)
-        _refuse_ranges(config, own, models)
-    inside = {name for layer in range(donor.numbers["layers"]) for name in donor.names(layer)}
-    before, after = _around(donor, inside)
-    for name in before:
-        first = config.slices[0]
-        yield _tensor(config, first, name, [name] * len(first.sources), 0.0, used)
-    place = 0
-    for own in config.slices:
-        length = _length(own)
-        for step in range(length):
-            yield from _layer(
-                config, own, models, step, donor.family.layer(place), step / (length - 1) if length > 1 else 1.0, used
-            )
-            place += 1
-    for name in after:
-        last = config.slices[-1]
-        yield _tensor(config, last, name, [name] * len(last.sources), 0.0, used)
-
-
-def _layer(
-    config: Config, own: Slice, models: Models, step: int, path: str, u: float, used: ModuleType
-) -> Iterator[Place]:
-    olds = [models[source.model].layer((source.layers or (0, 0))[0] + step) for source in own.sources]
-    first = models[own.sources[0].model]
-    for name in first.names((own.sources[0].layers or (0, 0))[0] + step):
-        leaf = name.removeprefix(olds[0])
-        yield _tensor(config, own, path + leaf, [old + leaf for old in olds], u, used)
-
-
-def _around(donor: Model, inside: set[str]) -> tuple[list[str], list[str]]:
-    """The tensors that come before the layers and those that come after them, in the module's order."""
-    ordered = [name for name in skeleton.skeleton(donor).state_dict() if name in donor.tensors.info]
-    first = next(place for place, name in enumerate(ordered) if name in inside)
-    before = [name for name in ordered[:first] if name not in inside]
-    return before, [name for name in ordered[first:] if name not in inside]
-
-
-def _refuse_count(config: Config, own: Slice, used: ModuleType) -> None:
-    base = own.base or config.base
-    count = len(own.sources)
-    if used.BASE != "input" and base is not None:
-        if not any(source.model == base for source in own.sources):
-            raise PruneError(f"the slice has no layers of the base model {base}", where=config.where(own.at))
-        count -= 1
-    if count < used.LEAST or (used.MOST is not None and count > used.MOST):
-        bound = f"exactly {used.LEAST}" if used.MOST == used.LEAST else f"at least {used.LEAST}"
-        beside = "" if used.BASE == "input" or base is None else " beside the base"
-        raise PruneError(f"{config.method} takes {bound} model(s){beside}, not {count}", where=config.where(own.at))
-
-
-def _refuse_ranges(config: Config, own: Slice, models: Models) -> None:
-    for source in own.sources:
-        if source.layers is None:
-            raise PruneError("layer_range is missing", where=config.where(source.at))
-        count = models[source.model].numbers["layers"]
-        if source.layers[1] > count:
-            where = config.where((*source.at, "layer_range"))
-            raise PruneError(
-                f"layer_range {[*source.layers]} goes beyond the {count} layers of {source.model}", where=where
-            )
-    lengths = {source.layers[1] - source.layers[0] for source in own.sources if source.layers}
-    if len(lengths) > 1:
-        raise PruneError(
-            f"the sources of a slice must have equally many layers, not {sorted(lengths)}", where=config.where(own.at)
-        )
-
-
-def _tensor(config: Config, own: Slice, name: str, names: Sequence[str], u: float, used: ModuleType) -> Place:
-    """The base is the first source of the base model; any other of it is an input like the others."""
-    inputs = [Input(source, given) for source, given in zip(own.sources, names, strict=True)]
-    base = None
-    wanted = own.base or config.base
-    if used.BASE != "input" and wanted is not None:
-        base = next(found for found in inputs if found.source.model == wanted)
-        inputs = [found for found in inputs if found is not base]
-    return Place(name, own, tuple(inputs), base, u)
+    return sum(length_of(own) for own in config.slices)
 
 
 def _values(config: Config, own: Place, taken: Mapping[str, Parameter], models: Models) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from prune import files
-from prune.merging.config import parse
 from prune.merging.inputs import folder
 from prune.merging.methods import names
+from prune.merging.parse import parse
 
 
 def of_config(path: str) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import torch
 import prune
 from prune.document import parse as parse_yaml
 from prune.errors import PruneError
-from prune.merging.config import Reference, parse
+from prune.merging.config import Reference
 from prune.merging.merge import prepare
 from prune.merging.methods import names
+from prune.merging.parse import parse
 from prune.model.tensors import Tensors
 from tests.merging import cases
 from tests.tiny import tiny_model
