@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def chart(numbers: Sequence[int], series: Mapping[str, Sequence[float | None]]) 
     known = [value for values in series.values() for value in values if value is not None]
     if not known:
         return None
-    top = max(max(known) * 1.1, 1.0)
+    top = _round_number(max(known))
     span = max(len(numbers) - 1, 1)
 
     def point(place: int, value: float) -> tuple[float, float, float]:
@@ -76,6 +77,12 @@ def chart(numbers: Sequence[int], series: Mapping[str, Sequence[float | None]]) 
     ticks = [(round((HEIGHT - BOTTOM) * (1 - share) + 8, 1), f"{top * share:.3g}") for share in (0, 0.5, 1)]
     rounds = [(point(place, 0)[0], number) for place, number in enumerate(numbers)]
     return {"lines": lines, "ticks": ticks, "rounds": rounds, "width": WIDTH, "height": HEIGHT + 20, "left": LEFT}
+
+
+def _round_number(value: float) -> float:
+    """The next of 1, 2, 5, 10, 20, ... that is not below a value."""
+    scale = 10.0 ** math.floor(math.log10(max(value, 1.0)))
+    return next(step * scale for step in (1, 2, 5, 10) if step * scale >= value)
 
 
 def shade(count: int, most: int) -> int:

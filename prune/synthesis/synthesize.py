@@ -62,8 +62,9 @@ def synthesize(
     with _held(target) as work, files.staged(target, overwrite=overwrite) as staging:
         record, timings = write(staging, work, seeds=seeds, writer=ready, settings=made, progress=progress)
         files.write_json(staging / files.TIMINGS, timings)
-        about = {"format": files.MARK, "key": key, "seeds": str(seeds), "writer": ready.name, "synthesis": record}
-        files.write_json(staging / files.MANIFEST, about | {"files": files.hashes(staging)})
+        about = _about(made, seeds, writer if isinstance(writer, (str, dict)) else ready.name)
+        made_of = {"format": files.MARK, "key": key, "synthesis": record, **about}
+        files.write_json(staging / files.MANIFEST, made_of | {"files": files.hashes(staging)})
     files.discard(work)
     return {**record, "state": "done"}
 
@@ -94,12 +95,12 @@ def write(
     began = time.perf_counter()
     progress = progress or Progress(quiet=True)
     tally = Tally(writer)
-    log = Path(settings.answers).expanduser() if settings.answers else work / ANSWERS
     with (
         _scratch(work) as scratch,
         _table(scratch / "answers.sqlite") as index,
         _table(scratch / "kept.sqlite") as kept,
-        answers.opened(log, index, writer) as remembered,
+        _alone(settings.answers) as log,
+        answers.opened(log or work / ANSWERS, index, writer) as remembered,
         output.opened(folder, writer.name) as written,
     ):
         prepare(kept)
@@ -130,6 +131,18 @@ def key_of(settings: Settings, source: str | Path, writer: Writer) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _about(settings: Settings, source: str | Path, writer: Any) -> dict[str, Any]:
+    """What it takes to make the output again."""
+    import prune
+
+    return {
+        "settings": {name: value for name, value in vars(settings).items() if name != "answers"},
+        "seeds": {"source": str(source), "fingerprint": seeds.fingerprint(str(source))},
+        "writer": writer,
+        "versions": {"prune": prune.__version__},
+    }
+
+
 def _rows(source: str | Path, settings: Settings) -> Iterator[Any]:
     return seeds.seeds(source, field=settings.field, split=settings.split)
 
@@ -152,6 +165,18 @@ def _held(target: Path) -> Iterator[Path]:
     with files.lock(work / LOCK):
         files.clean_stale(target.parent, target.name)
         yield work
+
+
+@contextmanager
+def _alone(named: str | None) -> Iterator[Path | None]:
+    """The file of answers that the user named, held against other runs; None where there is none."""
+    if named is None:
+        yield None
+        return
+    path = Path(named).expanduser()
+    files.make(path.parent)
+    with files.lock(path.with_name(f"{path.name}.lock")):
+        yield path
 
 
 @contextmanager

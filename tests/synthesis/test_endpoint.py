@@ -54,6 +54,7 @@ def test_one_request_in_five_goes_wrong_in_every_way_and_no_item_is_lost(tmp_pat
         if bad:
             assert set(stats["faults"]) == set(FAULTS)
             assert stats["count"] > stats["different"] == 24 + 24 * 3
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"a-secret" in path.read_bytes()]
     assert rows[5] == rows[0], "the faults leave no trace in the data"
 
 

@@ -67,6 +67,13 @@ def test_lineage_leads_back_to_a_seed(tmp_path: Path) -> None:
         assert steps[::-1] == row["lineage"]["operations"]
 
 
+def test_what_it_takes_to_make_it_again_is_written_down(tmp_path: Path) -> None:
+    made(tmp_path, temperature=0.5)
+    said = json.loads((tmp_path / "out/prune.json").read_text())
+    assert said["settings"]["temperature"] == 0.5 and said["settings"]["rounds"] == 2
+    assert said["seeds"]["fingerprint"] == files.sha256(tmp_path / "seeds.json")
+
+
 def test_nothing_on_the_page_runs(tmp_path: Path) -> None:
     found = made(tmp_path)
     page = (tmp_path / "out/index.html").read_text()
@@ -125,6 +132,18 @@ def test_seeds_are_read_from_every_form(form: str, tmp_path: Path) -> None:
     first, second = seeds(written(tmp_path, form))
     assert (first.instruction, first.answer, first.skill, first.difficulty) == ("Sum it\n\n1, 2", "3", "a", "2")
     assert (second.id, second.instruction, second.answer, second.skill) == ("seed-1", "또 하나", "", "general")
+
+
+def test_seeds_come_from_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def rows(source: str, *, split: str) -> list[dict[str, Any]]:
+        asked.append((source, split))
+        return ROWS
+
+    monkeypatch.setattr("prune.data.rows", rows)
+    assert [item.instruction for item in seeds("owner/tasks-1.5")] == ["Sum it\n\n1, 2", "또 하나"]
+    assert asked == [("owner/tasks-1.5", "train")]
 
 
 def test_the_output_can_be_the_seeds_of_another_run(tmp_path: Path) -> None:
