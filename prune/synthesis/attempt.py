@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from prune.synthesis.answers import Answers
 from prune.synthesis.eliminate import same as judging
@@ -24,6 +23,7 @@ from prune.synthesis.writers.writer import Reply, Request, estimated_tokens
 PASSED = "passed"
 JUDGE_TOKENS = 32
 Check = Callable[[Item, Draft], str | None]
+Tried = list[tuple[Attempt, Draft]]
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ def _of_instructions(job: Job) -> list[tuple[str, Check]]:
 
 
 def _of_answers(job: Job) -> list[tuple[str, Check]]:
-    def on_answer(rule: Callable[..., str | None]) -> Check:
-        return lambda item, _: rule(item.answer, language=job.language_of(item.answer))
+    def language(item: Item) -> Language:
+        return job.language_of(item.answer)
 
     return [
-        ("meaningless", lambda item, draft: _of_answer(on_answer(meaningless)(item, draft))),
-        ("pleads", on_answer(pleads)),
-        ("copied", lambda item, draft: on_answer(partial(copied, item.instruction))(item, draft)),
+        ("meaningless", lambda item, _: _of_answer(meaningless(item.answer, language=language(item)))),
+        ("pleads", lambda item, _: pleads(item.answer, language=language(item))),
+        ("copied", lambda item, _: copied(item.instruction, item.answer, language=language(item))),
     ]
 
 
@@ -86,9 +86,6 @@ def most_tokens(draft: Draft, settings: Settings) -> tuple[int, int]:
         frame = draft.language.prompts["judge"] + draft.parent.instruction
         prompts, replies = prompts + estimated_tokens(frame) + instruction, replies + JUDGE_TOKENS
     return prompts, replies
-
-
-Tried = list[tuple[Attempt, Draft]]
 
 
 def _ruled(tried: Tried, rule: str, check: Check) -> Tried:

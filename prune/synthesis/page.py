@@ -43,9 +43,14 @@ def page(record: Mapping[str, Any], examples: Mapping[str, Sequence[tuple[Item, 
         meanings=MEANINGS,
         operations=operations(rounds),
         growth=dict(zip(("words", "difficulty"), growth, strict=True)),
-        examples=examples,
+        examples={name: examples[name] for name in sorted(examples, key=_order)},
         shade=shade,
     )
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Rounds in their order, then rules in theirs."""
+    return (1, RULES.index(name)) if name in RULES else (0, int(name.removeprefix("round ")))
 
 
 def operations(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
