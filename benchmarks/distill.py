@@ -1,7 +1,7 @@
 """Distillation beside TRL's trainers (tokens/s, peak memory), and how much of a cut's loss it wins back.
 
     python benchmarks/distill.py speed [--device cuda] [--repeats 3]
-    python benchmarks/distill.py recovery [--steps 200] [--ratio 0.5]
+    python benchmarks/distill.py recovery [--steps 200] [--ratio 0.5] [--length 256]
 
 speed: the same student, teacher, windows, batch and dtype on every side, each in a process of its own, alternated.
 TRL's newest trainer writes its completions itself; it is given the windows as its completions, so that it only learns.
@@ -244,14 +244,14 @@ def _spread(runs: list[dict[str, float]], key: str, unit: float, form: str) -> s
     return f"{statistics.median(values):{form}} [{values[0]:{form}}, {values[-1]:{form}}]"
 
 
-def recovery(steps: int, ratio: float, device: str) -> None:
+def recovery(steps: int, ratio: float, length: int, device: str) -> None:
     """The share of the excess loss that is won back on held-out text, with a teacher and by text alone."""
     data: dict[str, Any] = {"data": "python-docs", "samples": 64, "length": 256}
     cut = {"remove": {"what": ["channels", "heads"], "ratio": ratio, "criterion": "wanda"}}
     measure = {"evaluate": {"perplexity": "python-docs", "samples": 64, "length": 256}}
     sides = {
-        "distill": {"distill": {"steps": steps}},
-        "train (clm)": {"train": {"steps": steps}},
+        "distill": {"distill": {"steps": steps, "length": length}},
+        "train (clm)": {"train": {"steps": steps, "length": length}},
     }
     print("| | loss before the cut | after it | trained | won back |\n| --- | --- | --- | --- | --- |")
     for name, step in sides.items():
@@ -275,13 +275,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--length", type=int, default=256, help="tokens in a window that is trained on")
     given = parser.parse_args()
     if given.what == "side":
         print(json.dumps(side(given.name, given.device, given.steps, given.batch)))
     elif given.what == "speed":
         speed(given.device, given.steps or 6, given.batch, given.repeats)
     else:
-        recovery(given.steps or 200, given.ratio, given.device)
+        recovery(given.steps or 200, given.ratio, given.length, given.device)
 
 
 if __name__ == "__main__":

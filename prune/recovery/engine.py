@@ -49,7 +49,7 @@ class Engine:
     def wrap(self, module: nn.Module, layers: list[nn.Module]) -> nn.Module:
         """What is called instead of a module, so that its gradients are those of all processes (DDP or FSDP)."""
         if self.sharded:
-            return shard(module.to(self.device), layers)
+            return shard(module, layers)
         found: nn.Module = self.accelerator.prepare_model(module)
         return found
 

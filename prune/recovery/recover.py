@@ -186,7 +186,8 @@ def _asking(
         with own.accelerator.main_process_first():
             kept = caches.take(teacher, rows, cache, **options, progress=progress)
         return lambda batch: caches.ask(kept, batch)
-    module = load(teacher, device=str(own.device), dtype=dtype)
+    # Spread over processes, it goes to each device a layer at a time.
+    module = load(teacher, device="cpu" if own.sharded else str(own.device), dtype=dtype)
     head.check(module)
     looked_at = Teacher(module, shared=shared, paths=sorted(set(paths)), logits="logits" in loss.shares)
     if own.sharded:

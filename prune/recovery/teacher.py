@@ -85,10 +85,10 @@ def _same_files(student: Model, teacher: Model) -> bool:
     )
 
 
-def refuse_too_large(teacher: Model, student: Model, dtype: torch.dtype, device: str, *, shares: int = 1) -> None:
+def refuse_too_large(teacher: Model, student: Model, dtype: torch.dtype, device: str) -> None:
     """PruneError when the teacher will not fit beside the student that is trained, saying by how much."""
-    needed = teacher.tensors.parameters * dtype.itemsize / shares
-    beside = 4 * student.tensors.parameters / shares
+    needed = teacher.tensors.parameters * dtype.itemsize
+    beside = 4 * student.tensors.parameters
     free = available(device)
     if needed + beside > free:
         raise PruneError(

@@ -97,7 +97,11 @@ def text(
     long = length or (known.length if known else LENGTH)
     rehearsal.fits(run.model, long, where="length" if length else "calibration.length")
     data.check(source, split=split)
-    if run.dry and not run.model.weights and not data.is_file(source):
+    if held_out is not None:
+        data.check(held_out)
+    if chat and data.PYTHON_DOCS in (source, held_out):
+        raise PruneError(f"{data.PYTHON_DOCS} holds no instructions; name a file or a Hub dataset", where="data")
+    if run.dry and not data.is_file(source):
         return [], []
     want = 1 if run.dry else samples or min(training.steps * training.per_step, MOST)
     options: dict[str, Any] = {"length": long, "seed": run.seed, "batch_size": 1}
@@ -111,10 +115,7 @@ def text(
             source, tokenizer, samples=count, up_to=True, streaming=streaming, **given(where), **options
         )
 
-    if run.dry and not data.is_file(source):
-        return [], []
     if held_out is not None:
-        data.check(held_out)
         return draw(source, want, field=field, split=split), draw(held_out, 1 if run.dry else HELD_OUT)
     rows = draw(source, want + (1 if run.dry else HELD_OUT), field=field, split=split)
     if len(rows) < 2:

@@ -140,6 +140,7 @@ def test_a_check_reads_no_weights_and_says_what_it_needs() -> None:
         ({"held_out": "none.txt"}, "none.txt: no such file"),
         ({"data": "talk.jsonl", "chat": False}, "unknown field 'text'"),
         ({"data": "words.jsonl", "chat": True}, "has rows with text"),
+        ({"data": "python-docs", "chat": True}, "python-docs holds no instructions"),
         ({"length": 2048}, "length is 2048, and the model has 1024 positions"),
         ({"optimizer": {"name": "lion"}}, "unknown optimizer.name 'lion'; choices: adafactor, adamw, sgd"),
     ],
