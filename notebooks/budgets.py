@@ -50,7 +50,7 @@ plt.show()
 # %% [markdown]
 # ## A budget
 #
-# Seven tenths of the parameters may stay. `uniform: true` removes as much from every layer, which stays a stock
+# Four fifths of the parameters may stay. `uniform: true` removes as much from every layer, which stays a stock
 # checkpoint; `false` spends where it costs least and loads with `prune.load`. For comparison, a plain ratio that gives
 # about the same size.
 
@@ -97,7 +97,7 @@ for panel, kind in zip(panels, ["channels", "kv_heads"]):
     panel.set_xlabel("layer")
     panel.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("kept")
-panels[0].legend(frameon=False, fontsize=8, loc="lower left")
+figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3, loc="outside upper center")
 plt.show()
 
 # %% [markdown]

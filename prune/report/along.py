@@ -45,6 +45,8 @@ def drawn(facts: Facts) -> Plot | None:
 def stated(perplexity: dict) -> str:
     """Data, length, stride and count of tokens, in words."""
     parts = [summary.flat(perplexity.get("data", "text"))]
+    if "documents" in perplexity:
+        parts.append(f"documents {perplexity['documents']}")
     if "length" in perplexity:
         parts.append(f"windows of {perplexity['length']} tokens")
     if "stride" in perplexity:
@@ -56,7 +58,7 @@ def stated(perplexity: dict) -> str:
 
 def terms(found: dict[str, Any]) -> tuple[str, ...]:
     """What must be equal for two perplexities to be compared."""
-    return tuple(str(found.get(name)) for name in ("data", "length", "stride", "tokens"))
+    return tuple(str(found.get(name)) for name in ("data", "documents", "length", "stride", "tokens"))
 
 
 def _draw_perplexity(axes: Any, known: list[tuple[int, float]]) -> None:

@@ -48,19 +48,21 @@ class Lineage:
             if len(parts) == 3 and parts[1].isdigit() and int(parts[1]) < len(self.alive):
                 position = self.alive[int(parts[1])]
                 self.layers[position] = _cut(self.layers[position], parts[2], kept)
-        for sublayer in ("attention", "mlp"):
-            if sublayer in plan:
-                self._without(sublayer, set(plan[sublayer]))
+        for half in ("attention", "mlp"):
+            if half in plan:
+                self._without(half, set(plan[half]))
         if "layers" in plan:
             gone = [position for number, position in enumerate(self.alive) if number not in set(plan["layers"])]
             for position in gone:
                 self.layers[position] = replace(self.layers[position], dropped=True)
             self.alive = [position for position in self.alive if position not in set(gone)]
 
-    def _without(self, sublayer: str, kept: set[int]) -> None:
-        for number, position in enumerate(self.alive):
+    def _without(self, half: str, kept: set[int]) -> None:
+        """A half's units are those that are there."""
+        nothing: dict[str, Any] = {"queries": ()} if half == "attention" else {"left_channels": 0, "left_experts": ()}
+        there = [n for n in self.alive if any(getattr(self.layers[n], name) for name in nothing)]
+        for number, position in enumerate(there):
             if number not in kept:
-                nothing: dict[str, Any] = {"queries": ()} if sublayer == "attention" else {"left_channels": 0}
                 self.layers[position] = replace(self.layers[position], **nothing)
 
     def agrees(self, shape: Shape) -> bool:

@@ -52,3 +52,19 @@ def test_a_step_that_is_no_cut_begins_a_new_first_model() -> None:
     big, other = open_model(tiny_model("llama")), open_model(tiny_model("llama", num_hidden_layers=5))
     found = lineage(records(big, {"layers": [0, 1]}) + records(other, {"layers": [0, 1, 2, 3]}))
     assert [layer.dropped for layer in found] == [False] * 4 + [True]
+
+
+def test_halves_of_layers_leave_the_other_half() -> None:
+    model = open_model(tiny_model("llama"))
+    found = lineage(records(model, {"attention": [1, 2], "mlp": [0, 2]}, {"attention": [0]}))
+    assert [len(layer.queries) for layer in found] == [0, 8, 0]
+    assert [layer.left_channels for layer in found] == [40, 0, 40]
+    found = lineage(records(model, {"layers": [0, 2]}, {"attention": [1]}))
+    assert [len(layer.queries) for layer in found] == [0, 8, 8]
+    assert [layer.dropped for layer in found] == [False, True, False]
+
+
+def test_a_narrower_model_keeps_its_heads() -> None:
+    model = open_model(tiny_model("llama"))
+    (first, *_) = lineage(records(model, {"width": list(range(24))}))
+    assert (first.queries, first.left_channels) == (tuple(range(8)), 40)
