@@ -18,9 +18,13 @@ def mask(seed: int, name: str, number: int, start: int, chance: float | Tensor, 
     """Ones and zeros in the shape and type of `like`, one with probability `chance` (a number, or one per entry)."""
     key = hashlib.sha256(f"{seed}\n{name}\n{number}\n{start}".encode()).digest()
     words = np.random.SFC64(int.from_bytes(key, "little")).random_raw((like.numel() + 1) // 2)
-    drawn = torch.from_numpy(words.view(np.uint32)[: like.numel()].astype(np.float32)).reshape(like.shape)
-    bound = chance * 2.0**32 if isinstance(chance, float | int) else chance.cpu().float() * 2.0**32
-    return (drawn < bound).to(device=like.device, dtype=like.dtype)
+    drawn = words.view(np.uint32)[: like.numel()]
+    if isinstance(chance, Tensor):
+        bounds = (chance.cpu().double() * 2.0**32).reshape(-1).numpy()
+        kept = drawn < bounds
+    else:
+        kept = drawn < np.uint32(min(int(chance * 2.0**32), 2**32 - 1))
+    return torch.from_numpy(kept).reshape(like.shape).to(device=like.device, dtype=like.dtype)
 
 
 @dataclass

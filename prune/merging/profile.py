@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import PurePath
-from threading import Lock
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ OTHER = "embeddings, norms and head"
 
 @dataclass
 class Sums:
-    """Over the tensors of a layer: inner products of the changes, entries, and entries whose signs differ."""
+    """Over a tensor, or those of a layer: inner products of the changes, entries, and entries whose signs differ."""
 
     products: torch.Tensor
     entries: int = 0
@@ -28,13 +27,15 @@ class Sums:
 
 @dataclass
 class Profile:
-    """Sums by layer, gathered while the merge goes over the blocks; changes are from the base, else from the first."""
+    """Sums by tensor, gathered while the merge goes over the blocks; changes are from the base, else from the first.
+
+    A tensor is computed by one thread, so no two add to the same sums.
+    """
 
     layers: dict[str, str]  # tensor -> layer
     order: list[str]
     inputs: dict[str, list[str]]
     sums: dict[str, Sums] = field(default_factory=dict)
-    lock: Lock = field(default_factory=Lock)
 
     @classmethod
     def of(cls, plan: Plan) -> Profile:
@@ -60,19 +61,16 @@ class Profile:
         stacked = torch.stack([row.reshape(-1).float() for row in rows])  # (models, entries)
         up, down = (stacked > 0).any(dim=0), (stacked < 0).any(dim=0)
         products, conflicts = (stacked @ stacked.T).double().cpu(), int(torch.count_nonzero(up & down))
-        with self.lock:
-            layer = self.layers[name]
-            own = self.sums.setdefault(layer, Sums(torch.zeros_like(products)))
-            if own.products.shape == products.shape:
-                own.products = own.products + products
-                own.entries += stacked.shape[1]
-                own.conflicts += conflicts
+        own = self.sums.setdefault(name, Sums(torch.zeros_like(products)))
+        own.products = own.products + products
+        own.entries += stacked.shape[1]
+        own.conflicts += conflicts
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer: delta_norm by model, cosine (mean over pairs; None for one), sign_conflicts (a share)."""
         found = []
         for layer in self.order:
-            own = self.sums.get(layer)
+            own = self._layer(layer)
             if own is None:
                 continue
             norms = own.products.diagonal().clamp(min=0).sqrt()
@@ -85,6 +83,15 @@ class Profile:
                 }
             )
         return found
+
+    def _layer(self, layer: str) -> Sums | None:
+        """A layer's sums, its tensors added in one order whichever was read first."""
+        parts = [self.sums[name] for name in sorted(self.sums) if self.layers[name] == layer]
+        parts = [own for own in parts if own.products.shape == parts[0].products.shape]
+        if not parts:
+            return None
+        products = torch.stack([own.products for own in parts]).sum(dim=0)
+        return Sums(products, sum(own.entries for own in parts), sum(own.conflicts for own in parts))
 
     def _labels(self, layer: str, count: int) -> list[str]:
         """The ends of the models' names, which tell them apart; those that stand twice are numbered."""
