@@ -186,6 +186,18 @@ def test_the_logits_are_the_same(name: str, tmp_path: Path) -> None:
     assert torch.allclose(logits, prune.load(model)(input_ids=ids).logits, atol=1e-4)
 
 
+@torch.no_grad()
+def test_what_is_gone_has_biases_of_zero_where_the_others_have_some(tmp_path: Path) -> None:
+    """vLLM makes a bias in every layer, and leaves what the checkpoint lacks as memory was."""
+    whole = prune.open(ggufs.folder("llama biases", tmp_path / "model"))
+    model = prune.cut(whole, {"attention": [1, 2], "mlp": [0, 2]})
+    config, weights = written(model, tmp_path / "out")
+    ids = token_ids(2, 12)
+    assert torch.allclose(deci_logits(config, weights, ids), prune.load(model)(input_ids=ids).logits, atol=1e-4)
+    for name in ("0.self_attn.q_proj", "0.self_attn.o_proj", "1.mlp.up_proj", "1.mlp.down_proj"):
+        assert not weights[f"model.layers.{name}.bias"].any()
+
+
 def test_what_the_readers_cannot_state_is_refused() -> None:
     yarn = prune.open(tiny_model("llama", rope_parameters=ggufs.ROPES["yarn"]))
     assert "do not take rotary scaling of type yarn; choices: default, llama3" in str(hf.check(yarn, as_="deci"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prune.errors import PruneError
 from prune.exports.llamacpp.architectures import DECI
-from prune.exports.llamacpp.plain import plain
+from prune.exports.llamacpp.plain import linears, plain
 from prune.exports.llamacpp.target import Layer, carried, layers
 from prune.model.model import Model
 from prune.model.tensors import Info, Tensors
@@ -206,4 +206,6 @@ def _expected(model: Model, found: Deci) -> dict[str, tuple[int, ...]]:
             shapes[f"{start}.mlp.{part}_proj.weight"] = (block.channels, width)
         shapes[f"{start}.mlp.down_proj.weight"] = (width, block.channels)
         shapes[f"{start}.post_attention_layernorm.weight"] = (width,)
-    return shapes
+    biased = linears(name.removesuffix(".bias") for name in plain(model).info if name.endswith(".bias"))
+    biases = {name: shape[:1] for name, shape in shapes.items() if linears([name.removesuffix(".weight")]) <= biased}
+    return shapes | {name.removesuffix("weight") + "bias": shape for name, shape in biases.items()}
