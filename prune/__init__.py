@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from prune.remove.narrow import narrow as narrow
     from prune.remove.prove import prove as prove
     from prune.remove.score import score as score
+    from prune.remove.sensitivity import sensitivity as sensitivity
     from prune.remove.traced import trace as trace
     from prune.synthesis.synthesize import synthesize as synthesize
 
@@ -79,6 +80,7 @@ _HOMES = {
     "publish": "prune.exports.hub",
     "save": "prune.model.save",
     "score": "prune.remove.score",
+    "sensitivity": "prune.remove.sensitivity",
     "synthesize": "prune.synthesis.synthesize",
     "train": "prune.recovery.train",
     "trace": "prune.remove.traced",

@@ -109,3 +109,63 @@ def export(
     opened = prune.open(model, revision=revision)
     found = prune.export(opened, out, format=kind, overwrite=overwrite, progress=progress, **options)
     return found, summary.exported(found, out), 0
+
+
+@command
+@click.argument("model")
+@click.option("--revision", help="Of a Hub model.")
+@click.option(
+    "--data", default="python-docs", show_default=True, help="python-docs, a local file, or a Hub dataset id."
+)
+@click.option("--what", multiple=True, help="A kind of group, once for each; all that lie in layers when left out.")
+@click.option(
+    "--ratio", "ratios", type=float, multiple=True, help="A fraction removed, once for each; 0.25, 0.5, 0.75."
+)
+@click.option("--criterion", default="wanda", show_default=True, help="What is removed first.")
+@click.option("--samples", type=click.IntRange(1), default=8, show_default=True, help="Windows of text.")
+@click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a window.")
+@click.option("--field", help="The text field of a .jsonl, .parquet or Hub dataset.")
+@click.option("--split", help="Of a Hub dataset.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the table here.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it here: .svg, .png or .pdf.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True)
+@click.option("--dtype", type=DTYPES, default="auto", show_default=True)
+def sensitivity(
+    model: str,
+    *,
+    revision: str | None,
+    data: str,
+    what: tuple[str, ...],
+    ratios: tuple[float, ...],
+    criterion: str,
+    table: Path | None,
+    plot: Path | None,
+    device: str,
+    dtype: str,
+    progress: Progress,
+    **options: Any,
+) -> Shown:
+    """Measure what MODEL's predictions lose as each group of each layer shrinks alone."""
+    from dataclasses import asdict
+
+    from prune.recipe.loop import pick_device
+    from prune.remove.sensitivity_plot import check_plot, write_plot, write_table
+    from prune.report import summary
+    from prune.steps._common import compute_dtype, given
+
+    if plot is not None:
+        check_plot(plot)  # before anything is measured
+    place = pick_device(device)
+    opened = prune.open(model, revision=revision)
+    text = prune.batches(data, opened.tokenizer(), **given(options))
+    chosen: dict[str, Any] = {"what": what or None, **({"ratios": ratios} if ratios else {})}
+    points = prune.sensitivity(
+        opened, text, criterion=criterion, device=place, dtype=compute_dtype(place, dtype), progress=progress, **chosen
+    )
+    if table is not None:
+        write_table(points, table)
+    if plot is not None:
+        write_plot(points, plot)
+    found = [asdict(point) for point in points]
+    return found, summary.sensitivity(found), 0

@@ -20,12 +20,11 @@ from prune.errors import PruneError, unknown
 from prune.model.groups import Group
 from prune.model.model import Model
 from prune.model.walk import Batch, logits
-from prune.remove.choose import legal, structural
+from prune.remove.choose import legal, lowest_removed, structural
 from prune.remove.costs import COSTS, LINEAR, Cost
 from prune.remove.cut import Plan, cut
 from prune.remove.divergence import divergence
 from prune.remove.knapsack import knapsack, program
-from prune.remove.sensitivity import lowest_removed
 
 LEVELS = 24  # sizes tried for each group by layer
 COARSE = 8  # sizes tried on the grid for kinds that are not the finest

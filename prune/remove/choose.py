@@ -109,6 +109,15 @@ def structural(group: Group, step: int = 1) -> list[int]:
     return [n for n in range(least, group.units + 1) if n % parts == 0 and (n // parts % step == 0 or n == group.units)]
 
 
+def lowest_removed(group: Group, scores: Tensor, ratio: float) -> list[int]:
+    """The units that stay when about `ratio` of a group's lowest-scored ones go, equally many of each partition."""
+    allowed = [count for count in structural(group) if count >= group.minimum]
+    kept = min(allowed, key=lambda count: abs(count - group.units * (1 - ratio)))
+    each = kept // len(group.partitions)
+    best = [sorted(part, key=lambda unit: -scores[unit].item())[:each] for part in group.partitions]
+    return sorted(unit for part in best for unit in part)
+
+
 def legal(model: Model, group: Group, kept: int) -> bool:
     """Whether a stock config carries this many units in every layer."""
     if group.kind in ("layers", "traced", *HALVES):

@@ -1,24 +1,35 @@
-"""Sensitivity: what predictions lose as each group shrinks alone, as a table and a plot."""
+"""Sensitivity: what predictions lose as each group shrinks alone, from one walk with masks.
+
+The walk carries, beside the model's own hidden states, those of every variant: a variant leaves the model where its
+units are masked, and goes on through the layers that follow. What a mask computes is what a cut computes.
+"""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from prune.model.groups import Group, groups
+from prune.errors import PruneError
+from prune.model.groups import HALVES, Group, groups, kinds
+from prune.model.halves import left_out
 from prune.model.model import Model
-from prune.model.walk import Batch, logits
-from prune.remove.choose import structural
-from prune.remove.cut import cut
-from prune.remove.divergence import divergence
-from prune.remove.score import score
+from prune.model.walk import Batch, Visit, walk
+from prune.progress import Progress
+from prune.remove.choose import lowest_removed
+from prune.remove.divergence import kl
+from prune.remove.gather import gather
+from prune.remove.prove import masked_inputs, zeroing
+from prune.remove.score import check_criterion
+from prune.remove.score import criterion as method_of
 
 RATIOS = (0.25, 0.5, 0.75)
+WHOLE = ("layers", *HALVES)  # kinds of which a layer has one
+HELD = 2 * 2**30  # bytes of hidden states that one walk may carry; more variants take more walks
 
 
 @dataclass(frozen=True)
@@ -27,85 +38,150 @@ class Point:
 
     group: str
     kind: str
-    layer: int | None
+    layer: int
     removed: int
     units: int
     divergence: float
+
+
+@dataclass
+class _Variant:
+    """The model with one group smaller: how its layer is masked, and its hidden states by batch."""
+
+    group: str
+    kind: str
+    layer: int
+    removed: int
+    units: int
+    states: list[Tensor]
 
 
 def sensitivity(
     model: Model,
     batches: Sequence[Batch],
     *,
-    what: Sequence[str] = ("channels", "heads"),
+    what: Sequence[str] | None = None,
     ratios: Sequence[float] = RATIOS,
     criterion: str = "wanda",
-    **options: Any,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
 ) -> list[Point]:
-    """Remove `ratios` of the lowest-scored units of one group after the other, all else whole; nothing is mended.
+    """Mask `ratios` of the lowest-scored units of one group after the other, all else whole; nothing is mended.
 
-    For "layers", each layer is dropped alone and stands as a point with one unit removed. `options` are those of
-    `walk`. Raises PruneError for a kind the model lacks.
+    `what` are kinds of groups (default: all that lie in layers). Layers, attentions and MLPs are left out one by one,
+    each a point with one unit removed. `criterion` is one that scores in a walk: wanda, flap, obs, magnitude. Weights
+    are read once where the variants' hidden states fit into 2 GiB. Raises PruneError for a kind the model lacks.
     """
-    inside = groups(model, [kind for kind in what if kind != "layers"])
-    scores = score(model, inside, batches, criterion=criterion, **options) if inside else {}
-    expected = list(logits(model, batches, **options))
-    points = []
-    for group in inside:
-        for ratio in ratios:
-            kept = lowest_removed(group, scores[group.name], ratio)
-            small = cut(model, {group.name: kept})
-            lost = divergence(small, model, batches, expected=expected, **options)
-            points.append(Point(group.name, group.kind, group.layer, group.units - len(kept), group.units, lost))
-    for group in groups(model, "layers") if "layers" in what else ():
-        for layer in range(group.units):
-            small = cut(model, {"layers": [other for other in range(group.units) if other != layer]})
-            lost = divergence(small, model, batches, expected=expected, **options)
-            points.append(Point(f"layers.{layer}", "layers", layer, 1, 1, lost))
+    found = [kind for kind in kinds(model) if kind != "width"] if what is None else list(dict.fromkeys(what))
+    _check(model, found, ratios, criterion)
+    inside = groups(model, [kind for kind in found if kind not in WHOLE])
+    check_criterion(inside, criterion, {})
+    whole = groups(model, [kind for kind in found if kind in WHOLE])
+    points: list[Point] = []
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "progress": progress}
+    for layers in _shares(model, batches, inside, len(ratios), len(whole)):
+        points += _walked(model, batches, inside, whole, layers, ratios, criterion, place)
+    order = {kind: number for number, kind in enumerate(found)}
+    return sorted(points, key=lambda point: (order[point.kind], point.layer, point.removed))
+
+
+def _check(model: Model, what: Sequence[str], ratios: Sequence[float], criterion: str) -> None:
+    if model.family.encoder:
+        raise PruneError(f"sensitivity walks one stack of layers; {model.family.model_type} has two", where="model")
+    if "width" in what:
+        raise PruneError(
+            "the width belongs to no layer; choices: " + ", ".join(k for k in kinds(model) if k != "width")
+        )
+    if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+        raise PruneError(f"ratios are fractions removed, above 0 and below 1, not {list(ratios)}", where="ratios")
+    if not hasattr(method_of(criterion), "score"):
+        raise PruneError(
+            f"criterion {criterion!r} makes a walk of its own; choices: wanda, flap, obs, magnitude, random"
+        )
+
+
+def _shares(
+    model: Model, batches: Sequence[Batch], inside: Sequence[Group], ratios: int, whole: int
+) -> Iterator[range]:
+    """Layers whose variants go through one walk together."""
+    count = model.numbers["layers"]
+    tokens = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
+    each = 4 * tokens * model.numbers["width"]
+    most = max(sum(group.layer == layer for group in inside) * ratios + whole for layer in range(count))
+    step = max(HELD // max(each * most, 1), 1)
+    for start in range(0, count, step):
+        yield range(start, min(start + step, count))
+
+
+def _walked(
+    model: Model,
+    batches: Sequence[Batch],
+    inside: Sequence[Group],
+    whole: Sequence[Group],
+    layers: range,
+    ratios: Sequence[float],
+    criterion: str,
+    place: dict[str, Any],
+) -> list[Point]:
+    variants: list[_Variant] = []
+    points: list[Point] = []
+    for visit in walk(model, batches, head=True, **place):
+        if visit.index == model.numbers["layers"]:
+            expected = visit.run()
+            for own in variants:
+                lost = _lost(visit, own.states, expected)
+                points.append(Point(own.group, own.kind, own.layer, own.removed, own.units, lost))
+            continue
+        for own in variants:
+            own.states = [visit.call(b, state) for b, state in enumerate(own.states)]
+        if visit.index in layers:
+            variants += _in_groups(model, visit, [g for g in inside if g.layer == visit.index], ratios, criterion)
+            variants += _without(model, visit, whole)
     return points
 
 
-def lowest_removed(group: Group, scores: Tensor, ratio: float) -> list[int]:
-    """The units that stay when about `ratio` of a group's lowest-scored ones go, equally many of each partition."""
-    allowed = [count for count in structural(group) if count >= group.minimum]
-    kept = min(allowed, key=lambda count: abs(count - group.units * (1 - ratio)))
-    each = kept // len(group.partitions)
-    best = [sorted(part, key=lambda unit: -scores[unit].item())[:each] for part in group.partitions]
-    return sorted(unit for part in best for unit in part)
+def _in_groups(
+    model: Model, visit: Visit, here: Sequence[Group], ratios: Sequence[float], criterion: str
+) -> Iterator[_Variant]:
+    """The variants of a layer's own groups, scored from the layer's own inputs."""
+    method, root = method_of(criterion), model.layer(visit.index)
+    consumers = {piece.name: piece for group in here for piece in group.consumers}
+    statistics = gather(visit, root, consumers.values(), method.NEEDS) if method.NEEDS and here else {}
+    weights = dict(visit.module.named_parameters(prefix=root))
+    for group in here:
+        scores = method.score(group, weights.__getitem__, statistics)
+        for kept in _counts(group, scores, ratios):
+            masks = masked_inputs(model, {group.name: kept})
+            states = _through(visit, zeroing(visit, model, masks))
+            yield _Variant(group.name, group.kind, visit.index, group.units - len(kept), group.units, states)
 
 
-def write_table(points: Sequence[Point], path: Path) -> None:
-    """The points as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(points[0])))
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
+def _counts(group: Group, scores: Tensor, ratios: Sequence[float]) -> list[list[int]]:
+    """What stays at each ratio; ratios that come to the same count, or to all, are one or none."""
+    found = {len(kept): kept for kept in (lowest_removed(group, scores, ratio) for ratio in ratios)}
+    return [kept for count, kept in found.items() if count < group.units]
 
 
-def write_plot(points: Sequence[Point], path: Path) -> None:
-    """One panel for each kind: divergence against the fraction removed, a line for each layer, as SVG."""
-    from matplotlib.figure import Figure  # an extra; and slow to import
-
-    kinds = list(dict.fromkeys(point.kind for point in points))
-    figure = Figure(figsize=(4.5 * len(kinds), 3.5), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        lines: Mapping[int | None, list[Point]] = _by_layer([point for point in points if point.kind == kind])
-        if kind == "layers":
-            axes.bar([own[0].layer or 0 for own in lines.values()], [own[0].divergence for own in lines.values()])
-            axes.set_xlabel("layer dropped")
+def _without(model: Model, visit: Visit, whole: Sequence[Group]) -> Iterator[_Variant]:
+    """The variants without the layer, its attention or its MLP."""
+    for group in (group for group in whole if visit.index in group.places):
+        if group.kind == "layers":
+            states = [state.clone() for state in visit.inputs]
         else:
-            for layer, own in lines.items():
-                axes.plot([p.removed / p.units for p in own], [p.divergence for p in own], marker="o", label=str(layer))
-            axes.legend(title="layer", fontsize="x-small")
-            axes.set_xlabel("fraction removed")
-        axes.set_title(kind)
-        axes.set_ylabel("KL divergence (nats)")
-        axes.set_yscale("log")
-    figure.savefig(path, format="svg")
+            states = _through(visit, left_out(visit.module, [model.family.sublayers[group.kind]]))
+        yield _Variant(f"{group.kind}.{visit.index}", group.kind, visit.index, 1, 1, states)
 
 
-def _by_layer(points: Sequence[Point]) -> dict[int | None, list[Point]]:
-    found: dict[int | None, list[Point]] = {}
-    for point in points:
-        found.setdefault(point.layer, []).append(point)
-    return found
+def _through(visit: Visit, masked: AbstractContextManager[None] | None = None) -> list[Tensor]:
+    with masked or nullcontext():
+        return [visit.forward(b) for b in range(len(visit.batches))]
+
+
+def _lost(visit: Visit, states: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """KL divergence of what a variant's states become at the head, nats per position that is text."""
+    total, positions = 0.0, 0
+    for b, state in enumerate(states):
+        added, count = kl(expected[b], visit.call(b, state), visit.mask(b))
+        total, positions = total + added, positions + count
+    return total / max(positions, 1)

@@ -241,3 +241,20 @@ def merged(found: dict[str, Any], out: object) -> list[Table | str]:
 def flat(value: Any) -> str:
     """A value, or the values of a mapping, on one line."""
     return ", ".join(str(inner) for inner in value.values() if inner) if isinstance(value, dict) else str(value)
+
+
+def sensitivity(points: Sequence[dict[str, Any]]) -> list[Table | str]:
+    """A row for each kind and layer: the KL divergence at each share of units removed; "-" where none was measured."""
+    shares = sorted({point["removed"] / point["units"] for point in points if point["units"] > 1})
+    rows: dict[tuple[str, int], dict[float, float]] = {}
+    for point in points:
+        share = point["removed"] / point["units"]
+        rows.setdefault((point["kind"], point["layer"]), {})[share] = point["divergence"]
+    columns = [*shares, 1.0]
+    cells = [
+        (kind, str(layer), *(f"{own[share]:.3g}" if share in own else "-" for share in columns))
+        for (kind, layer), own in rows.items()
+    ]
+    head = ("kind", "layer", *(f"{100 * share:.0f} %" for share in shares), "whole")
+    explained = "KL divergence from the whole model, nats per position, as each group loses that share of its units"
+    return [Table(head, cells, frozenset(range(1, len(head)))), explained]

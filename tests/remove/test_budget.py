@@ -17,7 +17,8 @@ from prune.remove.cut import cut
 from prune.remove.divergence import divergence
 from prune.remove.knapsack import knapsack, program
 from prune.remove.score import score
-from prune.remove.sensitivity import sensitivity, write_plot, write_table
+from prune.remove.sensitivity import sensitivity
+from prune.remove.sensitivity_plot import write_plot, write_table
 from tests.tiny import tiny_model, token_ids
 
 BATCHES = [{"input_ids": token_ids(4, 24)}]
