@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from prune.errors import PruneError
+from prune.model.family import Sublayer
+from prune.model.halves import left_out
 from prune.model.walk import Visit
 from prune.remove import gauss_newton, solve
+from prune.remove.onward import move_on, sequential
 from prune.remove.stages import Stage, set_weights, silent, text, until_seen, watching, weight_of
 
 Linears = Literal["outputs", "all"]
@@ -45,6 +49,7 @@ class Work:
     settings: Settings
     additive: dict[str, bool]  # path of an output linear -> whether its output is added to the stream as it is
     width: Tensor | None = None  # positions of the uncut stream that the pruned one still has; None for all
+    halves: Mapping[str, Sublayer] = field(default_factory=dict)  # the family's attention and MLP, if it tells them
 
     def stream(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """Uncut hidden states at positions that are text and still there, float32 (tokens, width)."""
@@ -75,11 +80,20 @@ def solved(work: Work, todo: Sequence[Stage]) -> Iterator[Solved]:
     last = outputs[-1]
     _check_additive(work, last)
     before: list[Tensor] = []  # by batch, (batch, length, width): see _look
-    for stage in todo:
-        if stage is last:
-            yield from _last(work, stage, before)
-        else:
-            yield from _inside(work, stage, last, before)
+    with ExitStack() as past:  # a settled attention is not run again
+        moved = False
+        for stage in todo:
+            if stage is last:
+                yield from _last(work, stage, before)
+                continue
+            read: list[Tensor] = []
+            yield from _inside(work, stage, last, before, read)
+            path = stage.linears[0].path
+            if read and not moved and move_on(work.pruned, work.halves, path, read, work.additive):
+                past.enter_context(left_out(work.pruned.module, [work.halves["attention"]]))
+                moved = True
+        if moved:
+            work.pruned.run()
 
 
 def _check_additive(work: Work, last: Stage) -> None:
@@ -110,15 +124,17 @@ def _look(work: Work, path: str, out: Tensor, seen: tuple[Tensor, Tensor | None]
     return out - output if work.additive[path] else output
 
 
-def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor]) -> Iterator[Solved]:
+def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor], read: list[Tensor]) -> Iterator[Solved]:
     """Solve a stage that is not the layer's last output: its linears should give what they gave in the uncut model.
 
-    The first run of the uncut layer also notes what the last stage needs.
+    The first run of the uncut layer also notes what the last stage needs. `read` is given what an output linear reads,
+    where the layer can be run on from there.
     """
     dense, pruned, path = work.dense, work.pruned, last.linears[0].path
     paths = [linear.path for linear in stage.linears]
     first = not before
     pair = _Pair(work, stage)
+    keeps = stage.output and sequential(work.halves, pruned.module)
     for b in range(len(dense.batches)):
         with watching(dense.module, [*paths, path]) as seen:
             out = dense.forward(b)
@@ -133,6 +149,8 @@ def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor]) -> Iter
             wanted = wanted + work.settings.share * missed
         with watching(pruned.module, paths, stop=True) as mine:
             until_seen(lambda b=b: pruned.forward(b))  # type: ignore[misc]
+        if keeps:
+            read.append(mine[paths[0]][0])
         pair.add(b, text(mine[paths[0]][0], mask), wanted)
     yield from pair.solved()
 

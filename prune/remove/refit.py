@@ -19,7 +19,7 @@ from prune.model import slots
 from prune.model.config import stacks
 from prune.model.model import Model
 from prune.model.overlay import Changes, changed
-from prune.model.walk import Batch, walk
+from prune.model.walk import Batch, logits, walk
 from prune.progress import Progress
 from prune.remove.cut import checked, cut, halves, positions
 from prune.remove.cut import layers as kept_layers
@@ -29,7 +29,7 @@ from prune.remove.stages import stages
 
 Target = Literal["auto", "dense", "pruned", "residual"]
 TRIALS: tuple[Target, ...] = ("dense", "residual", "pruned")
-TRIAL_WINDOWS = (8, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
+TRIAL_WINDOWS = (6, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
 
 
 SHARES = {"dense": 0.0, "residual": 1.0, "pruned": 0.0}
@@ -126,10 +126,11 @@ def _best_target(
     if not fit:
         return "residual"
     found: dict[str, float] = {}
+    expected = list(logits(reference, judge, **place))
     for name in TRIALS if _width(model, plan) is None else TRIALS[:2]:
         settings = Settings(SHARES[name], name == "pruned", **{**common, "linears": "outputs", "rounds": 0})
         trial = fitted(model, reference, small, plan, fit, settings, Changes(), {}, place, None)
-        found[name] = divergence(trial, reference, judge, **place)
+        found[name] = divergence(trial, reference, judge, expected=expected, **place)
     record["divergence"] = found
     return min((name for name in TRIALS if name in found), key=found.__getitem__)
 
@@ -186,7 +187,7 @@ def fitted(
         inner = settings.linears == "all" and _same_shapes(model, reference, layer)
         todo = stages(small, pruned.index, here, width, inner=inner)
         todo = todo if settings.only is None else [stage for stage in todo if stage.output][-1:]
-        for found in solved(Work(dense, pruned, uncut, end, settings, additive, width), todo):
+        for found in solved(Work(dense, pruned, uncut, end, settings, additive, width, model.family.sublayers), todo):
             _keep(changes, record, small.layer(pruned.index), found)
     for _ in uncut:  # dropped layers may come last
         pass
