@@ -298,3 +298,17 @@ def test_names_from_outside_are_escaped_in_the_model_card():
     ] == [3]
     assert code.count("````") == 1
     assert "prune.load" in card(manifest, model_type="prune_llama", base_model=None, licence=None)
+
+
+def test_sensitivity_prints_a_table_and_writes_it_and_a_picture(capsys):
+    arguments = ["sensitivity", "bundled", "--samples", "1", "--length", "16", "--ratio", "0.5", "--what", "channels"]
+    assert cli.run([*arguments, "--what", "mlp", "--csv", "s.csv", "--plot", "s.svg", "--json", "-q"]) == 0
+    points = json.loads(capsys.readouterr().out)
+    assert [(p["kind"], p["layer"]) for p in points] == [(kind, i) for kind in ("channels", "mlp") for i in range(6)]
+    assert len(Path("s.csv").read_text().splitlines()) == 13
+    drawn = Path("s.svg").read_bytes()
+    assert cli.run([*arguments, "--what", "mlp", "--plot", "s.svg", "-q"]) == 0
+    assert Path("s.svg").read_bytes() == drawn
+    out = capsys.readouterr().out
+    assert "50 %" in out and "channels" in out
+    assert cli.run([*arguments, "--plot", "s.gif"]) == 2

@@ -139,3 +139,37 @@ def test_a_plan_says_all_it_removes() -> None:
     found = check({"model": "bundled", "steps": [{"remove": {"what": ["heads", "layers"], "plan": "both.json"}}]})
     assert set(found.steps[0]["record"]["removed"]) == {"heads", "layers"}
     assert found.steps[0]["record"]["removed"]["layers"] == "2 of 6"
+
+
+def test_fewer_calibration_tokens_than_unknowns_are_warned_of() -> None:
+    calibration = {"data": "python-docs", "samples": 2, "length": 16}
+    remove = {"what": "channels", "ratio": 0.25, "refit": {"target": "residual", "damping": 1e-2}}
+    recipe = {"model": "bundled", "output": "out", "calibration": calibration, "steps": [{"remove": remove}]}
+    (warning,) = apply(recipe).warnings
+    assert warning.startswith("fewer calibration tokens than unknowns in 12 linears")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"what": ["layers", "channels"], "budget": {"params": 0.5}, "criterion": "magnitude"}, "layers is not shared out"),
+        ({"what": "width", "budget": {"params": 0.5}, "uniform": False, "criterion": "magnitude"}, "width has one size"),
+        ({"what": "channels", "budget": {"latency": 0.01}, "criterion": "magnitude"}, "the smallest is flops 0."),
+        ({"what": "channels", "budget": {"params": 0.01}, "criterion": "magnitude"}, "the smallest is params 0."),
+        ({"what": ["attention", "mlp"], "ratio": 0.5, "iterations": 2, "criterion": "magnitude"}, "steps of their own"),
+    ],
+)  # fmt: skip
+def test_what_a_budget_cannot_share_out_is_known_before(options: dict[str, Any], expected: str) -> None:
+    assert expected in complaint({"remove": options})
+
+
+def test_halves_and_width_go_through_a_recipe() -> None:
+    calibration = {"data": "python-docs", "samples": 2, "length": 32}
+    steps = [
+        {"remove": {"what": ["attention", "mlp"], "count": 1, "criterion": "redundancy"}},
+        {"remove": {"what": "width", "ratio": 0.25, "criterion": "activation"}},
+    ]
+    first, second = apply({"model": "bundled", "output": "out", "calibration": calibration, "steps": steps}).steps
+    assert set(first["record"]["removed"]) == {"attention", "mlp"}
+    assert second["record"]["removed"] == {"width": "48 of 192"}
+    assert all(step["record"]["proof"]["max_relative_difference"] < 1e-4 for step in (first, second))

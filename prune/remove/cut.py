@@ -46,12 +46,11 @@ def layers(model: Model, plan: Mapping[str, Sequence[int]]) -> list[int]:
     """The layers that stay: those that the plan keeps and that keep anything but their way past."""
     kept = plan.get("layers", range(model.numbers["layers"]))
     gone = halves(model, plan)
-    empty = [
-        layer for layer in kept if all(half in gone.get(layer, ()) or not model.has(layer, half) for half in HALVES)
-    ]
-    if len(empty) == len(kept):
-        raise PruneError("no layer would keep its attention or its mlp", where="attention")
-    return [layer for layer in kept if layer not in empty]
+
+    def empty(layer: int) -> bool:
+        return all(half in gone.get(layer, ()) or not model.has(layer, half) for half in HALVES)
+
+    return [layer for layer in kept if not empty(layer)]
 
 
 def halves(model: Model, plan: Mapping[str, Sequence[int]]) -> dict[int, list[str]]:

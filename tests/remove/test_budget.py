@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from itertools import product
 
 import numpy as np
@@ -11,15 +13,18 @@ from prune.errors import PruneError
 from prune.model import slots
 from prune.model.groups import groups
 from prune.model.open import open as open_model
-from prune.remove.budget import allocate
-from prune.remove.costs import COSTS
+from prune.remove.budget import allocate, on_grid, problem
+from prune.remove.choose import lowest_removed
+from prune.remove.costs import COSTS, Timed, timed
 from prune.remove.cut import cut
 from prune.remove.divergence import divergence
+from prune.remove.exchange import exchange
 from prune.remove.knapsack import knapsack, program
 from prune.remove.score import score
 from prune.remove.sensitivity import sensitivity
 from prune.remove.sensitivity_plot import write_plot, write_table
-from tests.tiny import tiny_model, token_ids
+from prune.remove.within import Search, within
+from tests.tiny import padded_batch, tiny_model, token_ids
 
 BATCHES = [{"input_ids": token_ids(4, 24)}]
 
@@ -98,3 +103,114 @@ def test_sensitivity_is_the_divergence_of_each_cut_alone(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     write_plot(points, tmp_path / "sensitivity.svg")
     assert "<svg" in (tmp_path / "sensitivity.svg").read_text()
+
+
+def test_masked_sensitivity_is_what_cutting_each_loses_for_every_kind() -> None:
+    model = open_model(tiny_model("llama"))
+    batches = [padded_batch(), *BATCHES]
+    points = sensitivity(model, batches, ratios=[0.5])
+    assert {point.kind for point in points} == {"heads", "query_heads", "channels", "layers", "attention", "mlp"}
+    found = groups(model, ["channels", "heads"])
+    scores = score(model, found, batches, criterion="wanda")
+    for point in points:
+        if point.kind in ("channels", "heads"):
+            group = next(g for g in found if g.name == point.group)
+            plan = {group.name: lowest_removed(group, scores[group.name], 0.5)}
+        elif point.kind == "query_heads":
+            continue
+        else:
+            plan = {point.kind: [layer for layer in range(3) if layer != point.layer]}
+        assert point.divergence == pytest.approx(divergence(cut(model, plan), model, batches), rel=1e-3), point
+
+
+def test_more_variants_than_fit_take_more_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prune.remove import sensitivity as module
+
+    model = open_model(tiny_model("llama"))
+    once = sensitivity(model, BATCHES, ratios=[0.5])
+    monkeypatch.setattr(module, "HELD", 1)
+    assert sensitivity(model, BATCHES, ratios=[0.5]) == once
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"what": ["width"]}, "the width belongs to no layer; choices: heads"),
+        ({"ratios": [1.5]}, "ratios are fractions removed"),
+        ({"criterion": "activation"}, "makes a walk of its own; choices: wanda"),
+    ],
+)
+def test_what_sensitivity_cannot_measure_is_said(options: dict, says: str) -> None:
+    with pytest.raises(PruneError, match=says):
+        sensitivity(open_model(tiny_model("llama")), BATCHES, **options)
+
+
+def test_a_latency_budget_is_met_by_a_table_that_is_kept(scored, tmp_path) -> None:
+    model, found, scores = scored
+    channels = [[0.0, 1.0], [80.0, 2.0], [160.0, 4.0]]
+    table = Timed("cpu", "None", 16, {"channels": channels, "heads": [[1.0, 3.0], [4.0, 4.0]]}, 0.5)
+    (tmp_path / "latency.json").write_text(json.dumps(asdict(table)))  # a run that was stopped has timed this
+    record: dict = {}
+    search = Search(None, tmp_path, record)
+    for uniform in (True, False):
+        plan = within(model, found, scores, BATCHES, {"latency": 0.6}, search, exact=True, uniform=uniform)
+        assert 0.59 < table.seconds(cut(model, plan)) / table.seconds(model) <= 0.6
+    assert record["latency"] == asdict(table)
+    with pytest.raises(PruneError, match=r"the smallest is latency 0\.\d+"):
+        within(model, found, scores, BATCHES, {"latency": 0.001}, search, exact=True, uniform=True)
+
+
+def test_layers_are_timed_once_and_more_units_never_take_less(scored, tmp_path) -> None:
+    model, found, _ = scored
+    table = timed(model, found, kept=tmp_path / "latency.json")
+    for points in table.layer.values():
+        seconds = [own for _, own in points]
+        assert seconds == sorted(seconds)
+        assert seconds[0] > 0
+    assert timed(model, found, kept=tmp_path / "latency.json") == table
+
+
+def test_seconds_are_interpolated_between_what_was_timed() -> None:
+    model = open_model(tiny_model("llama"))
+    table = Timed(
+        "cpu", "torch.float32", 16, {"channels": [[0.0, 1.0], [40.0, 3.0]], "heads": [[0.0, 2.0], [4.0, 3.0]]}, 1.0
+    )
+    assert table.seconds(model) == pytest.approx(3 * 3.0 + 1)
+    small = cut(model, {f"layers.{i}.channels": list(range(20)) for i in range(3)})
+    assert table.seconds(small) == pytest.approx(3 * 2.0 + 1)
+    both = cut(small, {"layers.0.heads": [0, 1]})
+    assert table.seconds(both) == pytest.approx(3 * 2.0 + 1 - 0.5)
+
+
+def test_exchange_ends_no_worse_and_within_the_budget(scored) -> None:
+    model, found, scores = scored
+    asked = problem(model, found, scores, {"params": 0.6})
+    start = on_grid(asked, None)
+    assert start is not None
+    wanted = {"layers.0.channels": 1.0, "layers.1.channels": 0.1, "layers.0.heads": 0.1, "layers.1.heads": 0.1}
+
+    def judge(sizes: dict[str, int]) -> float:
+        return sum(weight * (1 - sizes[name] / 160) ** 2 for name, weight in wanted.items())
+
+    found_sizes = exchange(asked, start, judge)
+    assert asked.fits(found_sizes)
+    assert judge(found_sizes) < judge(asked.filled(start))
+    assert found_sizes["layers.0.channels"] > start["layers.0.channels"]
+
+
+def test_layers_are_not_shared_out_by_a_budget(scored) -> None:
+    model, _, _ = scored
+    for kind, uniform in (("attention", True), ("width", False)):
+        spanning = groups(model, kind)
+        with pytest.raises(PruneError, match="in a step of its own"):
+            within(model, spanning, {}, BATCHES, {"params": 0.5}, Search(), exact=False, uniform=uniform)
+
+
+def test_a_uniform_budget_may_narrow_the_stream(scored) -> None:
+    model, _, _ = scored
+    found = groups(model, ["channels", "width"])
+    scores = score(model, found, BATCHES, criterion="wanda")
+    plan = within(model, found, scores, BATCHES, {"params": 0.5}, Search(), exact=False, uniform=True)
+    small = cut(model, plan)
+    assert small.uniform
+    assert 0.49 < small.tensors.parameters / model.tensors.parameters <= 0.5
