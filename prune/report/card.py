@@ -107,7 +107,7 @@ def _measured(steps: list[dict[str, Any]]) -> str:
     text = "## Before and after\n\n" + _table(("", "before", "after", "change"), rows)
     how = [step["record"]["perplexity"] for step in steps if step["record"].get("perplexity")]
     if how:
-        terms = {name: how[-1][name] for name in ("data", "length", "stride", "tokens") if name in how[-1]}
+        terms = {name: how[-1][name] for name in ("data", "documents", "length", "stride", "tokens") if name in how[-1]}
         stated = ", ".join(f"{name} {escape(summary.flat(value))}" for name, value in terms.items())
         text += f"\n\nPerplexity: {stated}."
     return "\n\n".join([text, *(escape(note) for note in summary.overtaken(steps))])

@@ -8,6 +8,10 @@ from typing import Any
 from prune.report.table import Table, size
 
 Values = Mapping[str, Any]
+TERMS = {  # what a number was measured on stands beside it
+    "perplexity": ("data", "documents", "length", "stride", "tokens"),
+    "accuracy": ("data", "task", "labels"),
+}
 STATED = ("batch", "length", "new", "runtime", "device", "threads", "rounds")  # beside a time
 
 
@@ -20,18 +24,21 @@ def evaluation(found: Values) -> list[Table | str]:
     blocks: list[Table | str] = []
     if own := found.get("perplexity"):
         rows.append(("perplexity", *(f"{own[name]:.3f}" for name in names)))
-        blocks.append(f"perplexity of {stated(own, 'data', 'documents', 'length', 'stride', 'tokens')}")
+        blocks.append(f"perplexity of {stated(own, *TERMS['perplexity'])}")
     if own := found.get("accuracy"):
         rows.append(("accuracy", *(f"{own[name]['accuracy']:.1%}" for name in names)))
         rows.append(("loss", *(f"{own[name]['loss']:.3f}" for name in names)))
-        blocks.append(f"accuracy of {stated(own, 'data', 'task', 'labels')}")
+        blocks.append(f"accuracy of {stated(own, *TERMS['accuracy'])}")
     table = Table(("", *names), rows, frozenset(range(1, 1 + len(names))))
     return [*([table] if found["parameters"] else []), *blocks, *tables(found, names)]
 
 
 def steps(records: Sequence[Values], timings: Sequence[Values]) -> list[Table | str]:
-    """What `prune apply` prints of the last step that scored tasks, timed, or had texts written."""
+    """What `prune apply` prints of the last steps that measured, scored tasks, timed, or had texts written."""
     blocks: list[Table | str] = []
+    for key, names in TERMS.items():
+        if asked := [step["record"][key] for step in records if step["record"].get(key)]:
+            blocks.append(f"{key} of {stated(asked[-1], *names)}")
     for key in ("tasks", "speed", "generations"):
         held = timings if key == "speed" else [step["record"] for step in records]
         if known := [one[key] for one in held if one.get(key)]:

@@ -17,6 +17,7 @@ from prune.errors import PruneError
 from prune.evaluation import evaluate as module
 from prune.evaluation.generations import generate
 from prune.recipe import apply, check
+from prune.report import summary
 from tests.questions import write
 
 TEXTS = ["def read(path):\n    return path", "class Node:\n    pass\n", "import os"]
@@ -127,7 +128,12 @@ def test_a_recipe_records_what_is_the_same_on_every_run(tmp_path: Path) -> None:
     scored = one["tasks"]["after"]["kmmlu"]
     assert (scored["shots"], scored["questions"], set(scored["subjects"])) == (2, 6, {"Accounting", "Math"})
     assert set(one["generations"][0]) == {"prompt", "before", "after"}
-    assert one["perplexity"]["documents"] == "separate"
+    said = one["perplexity"]
+    assert said["documents"] == "separate"
+    terms = f"documents separate, length 256, stride 255, tokens {said['tokens']}"
+    shown = [block for block in summary.blocks("out", apply(recipe, output=tmp_path / "one").steps, []) if block]
+    assert f"perplexity of python-docs heldout, {terms}" in shown
+    assert terms in (tmp_path / "one" / "README.md").read_text()
     assert one["flops"][0] > one["flops"][1] > 0
     first = files.manifest(tmp_path / "one")["key"]
     write(tmp_path, ["math"], count=4)
