@@ -43,7 +43,7 @@ def section(facts: Facts) -> Section | None:
     if said := _terms(found):
         blocks.append(Points(said))
     drawn = [m for m in found if m.ratio]
-    return Section("speed", "Speed", [*blocks, *([_plot(drawn)] if drawn else [])], beside=not hows)
+    return Section("speed", "Speed", [*blocks, *([_plot(drawn)] if drawn else [])], beside=True)
 
 
 def _terms(found: list[Measure]) -> list[str]:
