@@ -5,7 +5,8 @@
 
 Without a folder the questions are made up (tests/questions.py). `--positions` lets the model take that many tokens, so
 that no question is cut on its left; without it the model's own limit stands. All ways take turns on the same questions,
-and medians are given as a Markdown table; the largest difference of log-probabilities stands below.
+and medians are given as a Markdown table, with the processor's own seconds, which other work on the machine does not
+lengthen; the largest difference of log-probabilities stands below.
 """
 
 from __future__ import annotations
@@ -70,21 +71,21 @@ def main() -> None:
     }
     if importlib.util.find_spec("lm_eval") is not None:
         ways["lm-eval"] = theirs
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     values: dict[str, list[float]] = {}
     for _ in range(asked.rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             values[name] = way()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     tokens = [len(pair[0].context) for one in found if (pair := encode(tokenizer, one.context, one.choices))]
     limit = longest(module.config, tokenizer)
     print(f"{asked.model}, {given.name}, {len(found)} questions, {SHOTS}-shot, {asked.threads} threads, torch", end=" ")
     print(f"{torch.__version__}; {statistics.median(tokens):.0f} tokens a question (median), {limit} fit\n")
-    print("| way | seconds (median) | all rounds |\n| --- | --- | --- |")
+    print("| way | seconds | of the processor |\n| --- | --- | --- |")
     for name, own_times in taken.items():
-        rounds = ", ".join(f"{value:.1f}" for value in own_times)
-        print(f"| {name} | {statistics.median(own_times):.1f} | {rounds} |")
+        wall, busy = (statistics.median(values) for values in zip(*own_times, strict=True))
+        print(f"| {name} | {wall:.1f} | {busy:.1f} |")
     first, *others = values.values()
     worst = max(abs(a - b) for other in others for a, b in zip(first, other, strict=True))
     print(f"\nlargest difference of log-probabilities: {worst:.1e} nats")
