@@ -130,6 +130,8 @@ def calibration(
     found = batches(data, tokenizer, **numbers, streaming=streaming, **given)
     if task(model) in COLUMNS:  # the tokens are no answers to what a classifier is asked
         return [{key: value for key, value in batch.items() if key != "labels"} for batch in found]
+    if model.architecture.__name__.endswith("ForMultipleChoice"):  # each text is a choice of its own
+        return [{key: value.unsqueeze(1) for key, value in batch.items() if key != "labels"} for batch in found]
     return masked(found, tokenizer, seed=seed) if task(model) == "masked words" else found
 
 
@@ -157,7 +159,10 @@ def made_up(model: Model, *, samples: int, length: int, seed: int) -> Batch:
         size = getattr(config, "image_size", 224)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return {"pixel_values": torch.randn(samples, config.num_channels, height, width, generator=generator)}
+    length = min(length, _positions(model) or length)
     ids = torch.randint(config.get_text_config().vocab_size, (2, samples, length), generator=generator)
+    if model.architecture.__name__.endswith("ForMultipleChoice"):
+        return {"input_ids": ids.transpose(0, 1)}  # (samples, choices, length)
     return {"input_ids": ids[0], **({"decoder_input_ids": ids[1]} if model.family.encoder else {})}
 
 
@@ -193,8 +198,8 @@ def _batcher(model: Model, kind: str, length: int | None, source: Source) -> Cal
     tokenizer = model.tokenizer()
     if tokenizer.pad_token_id is None:
         raise PruneError("the tokenizer has no padding token", where=model.source)
-    positions = getattr(model.config, "max_position_embeddings", None) or LENGTH
-    how = {"truncation": True, "max_length": min(length or LENGTH, positions), "padding": True, "return_tensors": "pt"}
+    most = min(length or LENGTH, _positions(model) or length or LENGTH)
+    how = {"truncation": True, "max_length": most, "padding": True, "return_tensors": "pt"}
     if kind == "text classes":
         return lambda rows: {
             **tokenizer([str(text) for text, _ in rows], **how),
@@ -205,12 +210,21 @@ def _batcher(model: Model, kind: str, length: int | None, source: Source) -> Cal
     return lambda rows: _paired(model, tokenizer, rows, how)
 
 
+def _positions(model: Model) -> int | None:
+    """How many tokens the model has positions for; None where it has any number."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    past_padding = model.family.model_type == "roberta"  # its positions are counted on from the padding token's id
+    return positions - model.config.pad_token_id - 1 if positions and past_padding else positions
+
+
 def _classes(model: Model, labels: Sequence[Any], source: Source) -> Tensor:
     """Class numbers, int64 (batch,), of numbers or names."""
     return torch.tensor([_class(model, label, source) for label in labels])
 
 
 def _class(model: Model, label: Any, source: Source) -> int:
+    if model.config.num_labels == 1:
+        raise PruneError("a model with one label gives numbers, not classes, and has no accuracy", where=str(source))
     names, count = dict(model.config.label2id or {}), int(model.config.num_labels or 0)
     number: Any = names.get(label) if isinstance(label, str) else label
     if isinstance(label, str) and number is None and label.isdigit():

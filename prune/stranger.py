@@ -146,7 +146,9 @@ def _draft(found: Mapping[str, Any], architectures: list[str]) -> str:
         return (
             f'"""{name}: laid out as {found["nearest"]}."""\n\nfrom dataclasses import replace\n\n'
             f"from prune.model.families.{found['nearest']} import FAMILY as LIKE\n\n"
-            f'FAMILY = replace(LIKE, model_type="{name}", classes={classes}, layers="{path}", alias=None)\n'
+            f'FAMILY = replace(\n    LIKE, model_type="{name}", classes={classes}, layers="{path}",\n'
+            "    alias=None, sublayers={}, stream=None,\n)\n"
+            f"# A guess by names and shapes, to be proved: pytest tests/model/test_families.py -k {name}\n"
         )
     sizes = "".join(f'        "{number}": "{key}",\n' for number, key in found["config"].items() if key)
     mlp = [

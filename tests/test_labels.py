@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -17,14 +18,17 @@ from transformers import (
     BertForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RobertaForSequenceClassification,
     T5ForConditionalGeneration,
     ViTForImageClassification,
     ViTImageProcessor,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import prune
 from prune import labels
 from prune.errors import PruneError
+from prune.model import family as families
 from tests import zoo
 
 WORDS = [
@@ -162,6 +166,17 @@ def test_pairs_of_texts_have_the_loss_that_transformers_gives_them(tmp_path: Pat
     assert prune.evaluate(model, accuracy=file)["accuracy"]["model"]["loss"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_long_texts_are_cut_to_the_positions_there_are_and_no_further(tmp_path: Path) -> None:
+    long = rows(tmp_path / "long.jsonl", [{"text": "good " * 300, "target": "bad " * 300, "label": 1}])
+    roberta = prune.open(folder(tmp_path / "roberta", RobertaForSequenceClassification))
+    (batch,) = labels.examples(roberta, long, length=300)
+    assert batch["input_ids"].shape[1] == roberta.config.max_position_embeddings - roberta.config.pad_token_id - 1
+    assert prune.evaluate(roberta, accuracy=long, length=300)["accuracy"]["labels"] == 1
+    t5 = prune.open(folder(tmp_path / "t5", T5ForConditionalGeneration))  # its positions have no end
+    (batch,) = labels.examples(t5, long, length=200)
+    assert batch["input_ids"].shape == batch["labels"].shape == (1, 200)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -206,6 +221,24 @@ def test_a_vision_model_is_pruned_by_recipe(tmp_path: Path) -> None:
     del recipe["calibration"], steps[0]
     steps[0]["remove"]["ratio"] = 0.5
     assert prune.apply({**recipe, "output": str(tmp_path / "without")}).state == "done"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
+def test_every_class_of_an_encoder_is_pruned_and_proved(family: str, tmp_path: Path) -> None:
+    """Each class that a family names is opened, scored on text, cut, proved and saved, with and without data."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(["a good film it was not bad"] * 30))
+    for name in families.of(family).classes:
+        config = {**zoo.CHANGES[family], "num_labels": 2} if "Question" in name else zoo.CHANGES[family]
+        source = tmp_path / name
+        getattr(transformers, name)(CONFIG_MAPPING[family](**config)).save_pretrained(source)
+        tokenizer().save_pretrained(source)
+        remove = {"remove": {"what": ["heads", "channels"], "ratio": 0.5, "criterion": "wanda"}}
+        calibration = {"data": str(text), "samples": 2, "length": 12}
+        recipe = {"model": str(source), "output": str(tmp_path / f"small-{name}"), "steps": [remove]}
+        assert prune.apply({**recipe, "calibration": calibration}).steps[0]["record"]["proof"], name
+        without = {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}
+        assert prune.apply({**recipe, "output": str(tmp_path / f"plain-{name}"), "steps": [without]}).state == "done"
 
 
 def test_measures_that_do_not_fit_a_model_are_refused_before(tmp_path: Path, reviews: str) -> None:

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import BartConfig, BartForConditionalGeneration, FalconConfig, FalconForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    CohereConfig,
+    CohereForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+)
 
 from prune import cli
 from prune.model.family import Family
@@ -46,6 +53,20 @@ def test_the_draft_is_a_family_whose_channels_are_right(falcon: Path) -> None:
     parts = {part.tensor: part.dim for part in family.parts["channels"]}
     assert parts == {"mlp.dense_h_to_4h.weight": 0, "mlp.dense_h_to_4h.bias": 0, "mlp.dense_4h_to_h.weight": 1}
     assert set(family.sizes) == {"layers", "width", "heads", "kv_heads", "channels"}
+
+
+def test_a_draft_by_likeness_claims_no_more_than_names_tell(tmp_path: Path) -> None:
+    config = CohereConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
+    CohereForCausalLM(config).save_pretrained(tmp_path)
+    found = stranger(str(tmp_path))
+    assert found is not None and not found["lacks"] and not found["beside"]
+    names: dict[str, object] = {}
+    exec(compile(found["draft"], "draft", "exec"), names)
+    family = names["FAMILY"]
+    assert isinstance(family, Family) and family.stream is None and not family.sublayers
+    assert "to be proved" in found["draft"]
 
 
 def test_a_model_laid_out_like_a_known_one_is_told_so(

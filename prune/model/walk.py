@@ -71,7 +71,7 @@ class Visit:
     def mask(self, batch: int) -> Tensor | None:
         """Which positions of a batch are text: bool (batch, length), or None when all are."""
         found = self.batches[batch].get(self.padding)
-        return None if found is None or bool(found.all()) else found.bool()
+        return None if found is None or bool(found.all()) else found.bool().flatten(0, -2)  # choices stand one by one
 
 
 def walk(
@@ -172,7 +172,9 @@ def _enter(
     """What enters the first layer, and what else every layer is given, for each batch."""
     hidden, given = [], []
     with _outer(model, root, *place):
-        for number, batch in enumerate(batches):
+        for number, given_batch in enumerate(batches):
+            # The choices of an example (batch, choices, length) go through the layers one by one.
+            batch = {key: value.flatten(0, 1) if value.ndim == 3 else value for key, value in given_batch.items()}
             seen: list[Tensor] = []
             keywords: Given = []
             with _aside(layers, model.family, _noting(layers[0], seen, keywords)):
@@ -234,8 +236,11 @@ def _finish(
 ) -> Tensor:
     """The model's outputs for hidden states that left the last layer; heads look at the true inputs too."""
     with _aside(layers, model.family, lambda *_, **__: state):
-        found: Tensor = _forward(model, root, batch, encoded).logits
-    return found
+        found = _forward(model, root, batch, encoded)
+    if "logits" in found:
+        said: Tensor = found.logits
+        return said
+    return torch.stack((found.start_logits, found.end_logits), dim=-1)  # where an answer begins and ends
 
 
 @contextmanager
