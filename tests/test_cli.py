@@ -280,11 +280,18 @@ def test_names_from_outside_are_escaped_in_the_model_card():
         "model": {"source": nasty},
         "versions": {"prune": "1"},
         "recipe": {"model": nasty, "calibration": {"data": nasty}, "steps": ["```\n<script>"]},
-        "steps": [{"record": {"removed": {nasty: nasty}, "perplexity": {"data": nasty, "before": 2.0, "after": 3.0}}}],
+        "steps": [
+            {
+                "word": "remove",
+                "record": {"removed": {nasty: nasty}, "perplexity": {"data": nasty, "before": 2.0, "after": 3.0}},
+            }
+        ],
     }
     text = card(manifest, model_type="llama", base_model="a/b\nlicense: evil", licence="apache-2.0")
     front, body = text.split("---\n", 2)[1:]
-    assert yaml.safe_load(front) == {
+    stated = yaml.safe_load(front)
+    assert stated.pop("model-index")[0]["results"][0]["dataset"]["name"] == nasty
+    assert stated == {
         "base_model": "a/b\nlicense: evil",
         "base_model_relation": "finetune",
         "library_name": "transformers",
