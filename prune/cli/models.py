@@ -88,6 +88,9 @@ def evaluate(
 @click.option("--revision", help="Of a Hub model.")
 @click.option("--overwrite", is_flag=True, help="Replace an OUT that prune made.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="An option of the format. Repeatable.")
+@click.option("--calibration", metavar="DATA", help="Text for what looks at data, such as --set static=true.")
+@click.option("--samples", type=click.IntRange(1), default=64, show_default=True, help="Windows of calibration text.")
+@click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a window.")
 def export(
     model: str,
     out: Path,
@@ -96,7 +99,9 @@ def export(
     revision: str | None,
     overwrite: bool,
     changes: tuple[str, ...],
+    calibration: str | None,
     progress: Progress,
+    **windows: int,
 ) -> Shown:
     """Write MODEL to the folder OUT in a format that others serve."""
     from prune import files
@@ -107,6 +112,8 @@ def export(
     options = bind_texts(exporter(kind), changes)
     files.refuse_occupied(out, overwrite=overwrite)  # before a Hub model is downloaded
     opened = prune.open(model, revision=revision)
+    if calibration is not None:
+        options["calibration"] = prune.batches(calibration, opened.tokenizer(), **windows)
     found = prune.export(opened, out, format=kind, overwrite=overwrite, progress=progress, **options)
     return found, summary.exported(found, out), 0
 
