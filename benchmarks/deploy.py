@@ -100,7 +100,7 @@ def torch_calls(module: Any) -> dict[str, Callable[[], Any]]:
     def decode() -> None:
         with torch.inference_mode():
             module(ids[:, :1], use_cache=True, **{cache_argument(module): filled})
-            filled.crop(CONTEXT)
+            filled.crop(-1)
 
     return {"prefill": prefill, "decode": decode}
 

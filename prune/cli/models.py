@@ -101,7 +101,7 @@ def export(
     changes: tuple[str, ...],
     calibration: str | None,
     progress: Progress,
-    **windows: int,
+    **windows: Any,
 ) -> Shown:
     """Write MODEL to the folder OUT in a format that others serve."""
     from prune import files
@@ -109,7 +109,7 @@ def export(
     from prune.recipe.bind import bind_texts
     from prune.report import summary
 
-    options = bind_texts(exporter(kind), changes)
+    options: dict[str, Any] = bind_texts(exporter(kind), changes)
     files.refuse_occupied(out, overwrite=overwrite)  # before a Hub model is downloaded
     opened = prune.open(model, revision=revision)
     if calibration is not None:

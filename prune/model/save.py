@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -55,7 +55,21 @@ def _config_text(model: Model) -> str:
     """The config as transformers writes it."""
     values = json.loads(model.config.to_json_string(use_diff=True))
     values["architectures"] = [model.architecture.__name__]
+    values |= _rotary_as_before(values)
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _rotary_as_before(values: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings where transformers 4 and what builds on it read them, beside `rope_parameters`.
+
+    Without them it takes the default base, and says something else without a word.
+    """
+    rotary = values.get("rope_parameters")
+    if not isinstance(rotary, dict) or "rope_theta" not in rotary:
+        return {}
+    scaling = {name: value for name, value in rotary.items() if name != "rope_theta"}
+    scaled = rotary.get("rope_type", "default") != "default"
+    return {"rope_theta": rotary["rope_theta"], **({"rope_scaling": scaling} if scaled else {})}
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +129,17 @@ def test_a_folder_that_stands_is_replaced_only_when_asked_and_ours(tmp_path: Pat
     (tmp_path / "foreign" / "thesis.txt").write_text("years of work")
     with pytest.raises(PruneError, match="never replaced"):
         save(model, tmp_path / "foreign", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear"])
+def test_rotary_settings_stand_where_transformers_4_reads_them_too(kind: str, tmp_path: Path) -> None:
+    rotary = {"rope_type": kind, "rope_theta": 500_000.0} | ({"factor": 2.0} if kind == "linear" else {})
+    model = open_model(tiny_model("llama", rope_parameters=rotary))
+    save(model, tmp_path / "once")
+    stated = json.loads((tmp_path / "once" / "config.json").read_text())
+    assert stated["rope_theta"] == 500_000.0
+    assert stated.get("rope_scaling") == (None if kind == "default" else {"rope_type": "linear", "factor": 2.0})
+    again = open_model(tmp_path / "once")
+    assert {name: again.config.rope_parameters[name] for name in rotary} == rotary
+    save(again, tmp_path / "twice")
+    assert (tmp_path / "twice" / "config.json").read_text() == (tmp_path / "once" / "config.json").read_text()
