@@ -42,13 +42,16 @@ def to_shapes(module: nn.Module, shapes: Shapes, where: str | None = None) -> nn
             )
     for path, holder in module.named_modules():
         prefix = f"{path}." if path else ""
+        changed = False
         for name, old in [*holder.named_parameters(recurse=False), *holder.named_buffers(recurse=False)]:
             shape = shapes.get(prefix + name, tuple(old.shape))
             if shape != tuple(old.shape):
+                changed = True
                 new = torch.zeros(shape, dtype=old.dtype, device=old.device)
                 is_parameter = isinstance(old, nn.Parameter)
                 setattr(holder, name, nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new)
-        _tell(holder)
+        if changed:
+            _tell(holder)
     return module
 
 
@@ -57,10 +60,9 @@ def _tell(holder: nn.Module) -> None:
     if isinstance(holder, nn.Linear):
         holder.out_features, holder.in_features = holder.weight.shape
     elif isinstance(holder, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if holder.groups > 1:  # depthwise: every channel is a group of its own
-            holder.groups = holder.in_channels = holder.out_channels = len(holder.weight)
-        else:
-            holder.out_channels, holder.in_channels = holder.weight.shape[:2]
+        if 1 < holder.groups == holder.in_channels == holder.out_channels:  # depthwise: each channel is its own group
+            holder.groups = len(holder.weight)
+        holder.out_channels, holder.in_channels = len(holder.weight), holder.weight.shape[1] * holder.groups
     elif isinstance(holder, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         kept = holder.weight if holder.weight is not None else holder.running_mean
         holder.num_features = len(kept) if kept is not None else holder.num_features

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prune.errors import PruneError
+from prune.errors import PruneError, unknown
 from prune.model.groups import Group, Slice
 from prune.remove.narrow import to_shapes
 
@@ -50,32 +51,44 @@ def trace(
 ) -> Traced:
     """Find the groups of channels of a network, given example inputs for its forward.
 
-    `ignore` names modules whose outputs stay whole. What cannot be cut (norms over channels, grouped convolutions,
-    attention, the network's outputs) is left whole. Raises PruneError when tracing takes longer than `seconds`,
-    fails, or finds nothing.
+    `ignore` names layers whose outputs stay whole, or modules that hold such layers. What cannot be cut (norms over
+    channels, grouped convolutions, attention, the network's outputs) is left whole. Raises PruneError when tracing and
+    checking together take longer than `seconds`, fail or find nothing, and for an unknown name in `ignore`.
     """
     inputs = example if isinstance(example, tuple) else (example,)
-    traced = copy.deepcopy(module).eval()  # the tracer turns gradients on
-    found = within(seconds, lambda: _graph(traced, inputs))
-    groups, left_out = [], {}
-    for name, items in found:
-        group = _group(name, items, dict(traced.named_modules()))
-        reason = "you asked for it" if name in ignore else group if isinstance(group, str) else ""
-        if isinstance(group, Group) and not reason:
-            groups.append(group)
-        else:
-            left_out[name] = reason
-    whole = Traced(module, inputs, groups, left_out)
-    if _differences(whole, groups) <= TOLERANCE:
-        checked = whole
-    else:  # one or several are wrong: each is tried alone
-        good = [group for group in groups if _differences(whole, [group]) <= TOLERANCE]
-        bad = {g.name: "masking and slicing differ" for g in groups if g not in good}
-        checked = replace(whole, groups=good, left_out={**left_out, **bad})
+    checked: Traced = within(seconds, lambda: _checked(_found(module, inputs, ignore)))
     if not checked.groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(checked.left_out.items())[:3])
         raise PruneError(f"no channels that can be cut were found ({why or 'no convolution or linear layer'})")
-    return checked
+    return replace(checked, module=module)
+
+
+def _found(module: nn.Module, inputs: tuple[Any, ...], ignore: Sequence[str]) -> Traced:
+    """A copy of the network (the tracer turns gradients on) with its groups as the tracer gives them."""
+    traced = copy.deepcopy(module).eval()
+    groups, left_out = [], {}
+    found = _graph(traced, inputs)
+    layers = {target for _, items in found for target, outputs, *_ in items if outputs}
+    for missing in (name for name in ignore if not any(_inside(layer, name) for layer in layers)):
+        raise unknown("layer to ignore", missing, layers)
+    for name, items in found:
+        asked = any(_inside(target, each) for target, outputs, *_ in items if outputs for each in ignore)
+        group = "you asked for it" if asked else _group(name, items, dict(traced.named_modules()))
+        if isinstance(group, Group):
+            groups.append(group)
+        else:
+            left_out[name] = group
+    return Traced(traced, inputs, groups, left_out)
+
+
+def _checked(whole: Traced) -> Traced:
+    """Only the groups whose masking and slicing give the same outputs."""
+    if _differences(whole, whole.groups) <= TOLERANCE:
+        return whole
+    # one or several are wrong: each is tried alone
+    good = [group for group in whole.groups if _differences(whole, [group]) <= TOLERANCE]
+    bad = {g.name: "masking and slicing differ" for g in whole.groups if g not in good}
+    return replace(whole, groups=good, left_out={**whole.left_out, **bad})
 
 
 Item = tuple[str, bool, list[int], list[int]]  # module or parameter, whether its outputs, positions, units
@@ -92,7 +105,9 @@ def _graph(module: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, list[I
     names = {held: name for name, held in [*module.named_modules(), *module.named_parameters()]}
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs, output_transform=_flat)
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            module, example_inputs=inputs, output_transform=_tensors
+        )
         return [_items(graph, group, names) for group in graph.get_all_groups()]
 
 
@@ -104,6 +119,16 @@ def _items(graph: Any, group: Any, names: Mapping[Any, str]) -> tuple[str, list[
             outputs = bool(graph.is_out_channel_pruning_fn(item.dep.handler))
             items.append((names[target], outputs, list(item.idxs), list(item.root_idxs)))
     return items[0][0], items
+
+
+def _inside(layer: str, name: str) -> bool:
+    return layer == name or layer.startswith(f"{name}.")
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if found := _flat(output):
+        return found
+    raise PruneError("the network's output holds no tensor; it must be tensors, in lists, tuples or mappings")
 
 
 def _flat(output: Any) -> list[Tensor]:
@@ -150,7 +175,7 @@ def _parts(module: nn.Module | None, name: str, outputs: bool) -> list[Slice] | 
     follow = [
         leaf for leaf in ("weight", "bias", "running_mean", "running_var") if getattr(module, leaf, None) is not None
     ]
-    if isinstance(module, CONVOLUTIONS) and 1 < module.groups < module.out_channels:
+    if isinstance(module, CONVOLUTIONS) and module.groups > 1 and not _depthwise(module):
         return f"{name} is a convolution in groups"
     if isinstance(module, NORMS) or (isinstance(module, CONVOLUTIONS) and module.groups > 1):
         return [Slice(f"{name}.{leaf}", 0, empty, "follower") for leaf in follow]
@@ -165,6 +190,10 @@ def _parts(module: nn.Module | None, name: str, outputs: bool) -> list[Slice] | 
     return f"{name} is a {type(module).__name__}, which runs over the channels"
 
 
+def _depthwise(convolution: Any) -> bool:
+    return bool(convolution.groups == convolution.in_channels == convolution.out_channels)
+
+
 def _differences(traced: Traced, groups: Sequence[Group]) -> float:
     """Masked against sliced when every other unit of these groups goes; infinite when slicing fails."""
     plan = {group.name: list(range(0, group.units, 2)) for group in groups if group.units > 1}
@@ -173,26 +202,31 @@ def _differences(traced: Traced, groups: Sequence[Group]) -> float:
     try:
         return difference(traced, plan, _sliced(traced, plan))
     except FAILURES:
-        return float("inf")
+        return math.inf
 
 
 def difference(traced: Traced, plan: Mapping[str, Sequence[int]], small: nn.Module) -> float:
-    """The largest difference between `small` and the module with the removed units masked, relative to the outputs."""
+    """The largest difference between `small` and the module with the removed units masked, relative to the outputs.
+
+    Infinite where outputs have other shapes or are not numbers. Raises PruneError when there are no outputs to compare.
+    """
     masked: dict[str, Tensor] = {}
     for piece, positions in _removed(traced, plan):
         if piece.role == "consumer":
             weight = masked.get(piece.name, traced.module.get_parameter(piece.name).detach()).clone()
             masked[piece.name] = weight.index_fill(piece.dim, positions.to(weight.device), 0)
     with torch.no_grad(), evaluating(traced.module), evaluating(small):
-        expected = _flat(functional_call(traced.module, masked, traced.example))
-        found = _flat(small(*traced.example))
-    worst = 0.0
-    for one, other in zip(expected, found, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        scale = one.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        worst = max(worst, float((one - other).abs().max() / scale))
-    return worst
+        expected = _tensors(functional_call(traced.module, masked, traced.example))
+        found = _tensors(small(*traced.example))
+    if [one.shape for one in expected] != [other.shape for other in found]:
+        return math.inf
+    return max(_gap(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    scale = one.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    gap = float((one - other).abs().max() / scale)
+    return math.inf if math.isnan(gap) else gap
 
 
 @contextmanager

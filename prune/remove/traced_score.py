@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from prune.errors import PruneError
 from prune.model.groups import Group, along
@@ -80,21 +81,23 @@ def _squares(traced: Traced, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Stat
 def _taylor(traced: Traced, pairs: Sequence[tuple[Any, Any]], loss: Loss) -> dict[str, Tensor]:
     """Per channel, |weight x gradient| summed over its consumers' columns, averaged over batches.
 
-    Consumers and not producers: a weight before a batch norm has no first-order effect along itself.
+    Consumers and not producers: a weight before a batch norm has no first-order effect along itself. Gradients are
+    those of copies, so that a frozen network has them too; they are zero for a weight that the loss does not see.
     """
-    weights = dict(traced.module.named_parameters())
     names = sorted({piece.name for group in traced.groups for piece in group.consumers})
+    weights = {name: traced.module.get_parameter(name).detach().clone().requires_grad_(True) for name in names}
     scores = {group.name: torch.zeros(group.units) for group in traced.groups}
     with evaluating(traced.module), torch.enable_grad():
         for inputs, target in pairs:
-            value = loss(traced.module(*_arguments(inputs)), target)
-            gradients = dict(zip(names, torch.autograd.grad(value, [weights[n] for n in names]), strict=True))
+            value = loss(functional_call(traced.module, weights, _arguments(inputs)), target)
+            found = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
+            gradients = dict(zip(names, found, strict=True))
             for group in traced.groups:
                 scores[group.name] += _effect(group, weights, gradients).abs() / len(pairs)
     return scores
 
 
-def _effect(group: Group, weights: dict[str, nn.Parameter], gradients: dict[str, Tensor]) -> Tensor:
+def _effect(group: Group, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:
     total = torch.zeros(group.units)
     for piece in group.consumers:
         total += along(piece, (weights[piece.name] * gradients[piece.name]).detach())[piece.index].sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from prune import files
 from prune.errors import PruneError
+from prune.remove import traced_save
 from prune.remove.choose import choose
 from prune.remove.narrow import narrow
 from prune.remove.traced import Traced, cut, difference, trace, within
@@ -69,8 +71,40 @@ class ConvNext(nn.Module):
         return self.head((stem + inner.permute(0, 3, 1, 2)).mean((2, 3)))
 
 
+class Grouped(nn.Module):
+    """Convolutions in groups, which stay whole, on the stream of a residual block whose inner channels go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.spread = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.grouped, self.norm = nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.BatchNorm2d(16)
+        self.one, self.two = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(24, 16, 1)
+        self.gather, self.head = nn.Conv2d(16, 8, 1, groups=8), nn.Linear(8, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        stream = self.spread(self.stem(image).relu())
+        stream = stream + self.norm(self.grouped(stream)).relu()
+        stream = stream + self.two(self.one(stream).relu())
+        return self.head(self.gather(stream).relu().mean((2, 3)))
+
+
+class Stream(nn.Module):
+    """The stem's channels are also those of `inner.b`; the tracer names the group by one of them."""
+
+    def __init__(self, after: Callable[[Tensor], object] = lambda output: output) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+        self.inner = nn.Sequential()
+        self.inner.a, self.inner.b = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+        self.after = after
+
+    def forward(self, image: Tensor) -> object:
+        stem = self.stem(image)
+        return self.after(self.head((stem + self.inner.b(self.inner.a(stem).relu())).mean((2, 3))))
+
+
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-NETWORKS = (Residual, Mobile, ConvNext)
+NETWORKS = (Residual, Mobile, ConvNext, Grouped)
 
 
 def made(network: type[nn.Module]) -> nn.Module:
@@ -103,6 +137,53 @@ def test_what_stays_whole_is_said() -> None:
     assert set(trace(made(ConvNext), IMAGE).left_out) >= {"head", "stem"}
     assert "LayerNorm" in trace(made(ConvNext), IMAGE).left_out["stem"]
     assert trace(made(Residual), IMAGE, ignore=["one"]).left_out["one"] == "you asked for it"
+
+
+def test_convolutions_in_groups_stay_whole() -> None:
+    traced = trace(made(Grouped), IMAGE)
+    assert [group.name for group in traced.groups] == ["one"]
+    small = cut(traced, {"one": [0, 5]})
+    assert [(small.get_submodule(n).groups, small.get_submodule(n).in_channels) for n in ("spread", "grouped")] == [
+        (8, 8),
+        (4, 16),
+    ]
+
+
+@pytest.mark.parametrize("name", ["stem", "inner.b", "inner"])
+def test_any_layer_of_a_group_can_be_ignored(name: str) -> None:
+    def sizes(traced: Traced) -> set[int]:
+        return {group.units for group in traced.groups}
+
+    assert sizes(trace(Stream(), IMAGE)) == {8, 6}
+    if name == "inner":  # all that it holds
+        with pytest.raises(PruneError, match="you asked for it"):
+            trace(Stream(), IMAGE, ignore=[name])
+    else:
+        assert sizes(trace(Stream(), IMAGE, ignore=[name])) == {6}
+
+
+def test_unknown_layers_to_ignore_are_refused() -> None:
+    with pytest.raises(PruneError, match="did you mean 'stem'"):
+        trace(Stream(), IMAGE, ignore=["sten"])
+
+
+def test_outputs_that_are_not_numbers_never_agree() -> None:
+    traced = trace(Stream(), IMAGE)
+    small = cut(traced, halved(traced))
+    with torch.no_grad():
+        small.get_parameter("head.bias").fill_(float("nan"))
+    assert difference(traced, halved(traced), small) == float("inf")
+    with pytest.raises(PruneError, match="masking and slicing differ"):
+        trace(Stream(lambda output: output * float("nan")), IMAGE)
+
+
+def test_outputs_without_tensors_are_refused() -> None:
+    traced = trace(Stream(), IMAGE)
+    silent = Traced(Stream(lambda _: {"text": "none"}), traced.example, traced.groups, {})
+    with pytest.raises(PruneError, match="holds no tensor"):
+        cut(silent, halved(traced))
+    with pytest.raises(PruneError, match="holds no tensor"):
+        trace(silent.module, IMAGE)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -150,6 +231,16 @@ def test_onnx_computes_the_same(tmp_path: Path) -> None:
     assert not list((tmp_path / "small").glob("*.pt"))
 
 
+def test_a_graph_that_computes_something_else_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = traced_save.outputs
+    monkeypatch.setattr(
+        traced_save, "outputs", lambda *given: {name: 1.01 * tensor for name, tensor in true(*given).items()}
+    )
+    with pytest.raises(PruneError, match="ONNX graph differs"):
+        save(made(Residual), {}, tmp_path / "small", example=IMAGE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_scores_are_their_formulae() -> None:
     module = made(Residual)
     traced = trace(module, IMAGE)
@@ -165,6 +256,25 @@ def test_scores_are_their_formulae() -> None:
     assert torch.allclose(wanda, weight.abs().sum((0, 2, 3)) * rms, rtol=1e-4)
     assert torch.allclose(taylor, (weight * weight.grad).sum((0, 2, 3)).abs(), rtol=1e-3, atol=1e-7)
     assert group.units == 12
+
+
+def test_frozen_networks_are_scored_as_others_and_stay_frozen() -> None:
+    module, batches = made(Residual), [(IMAGE, torch.tensor([1, 2]))]
+    expected = score(trace(module, IMAGE), batches, criterion="taylor", loss=nn.functional.cross_entropy)
+    found = score(
+        trace(module.requires_grad_(False), IMAGE), batches, criterion="taylor", loss=nn.functional.cross_entropy
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
+
+
+def test_weights_that_the_loss_does_not_see_score_zero() -> None:
+    traced = trace(Stream(lambda output: (output, 2 * output)), IMAGE)
+    traced.module.after = lambda output: output
+    traced.module.head.register_forward_hook(lambda _, args, output: output.detach() + args[0].sum())
+    found = score(traced, [(IMAGE, None)], criterion="taylor", loss=lambda output, _: output.sum())
+    assert found["inner.a"].any()
+    assert all(scores.isfinite().all() for scores in found.values())
 
 
 def test_wrong_plans_and_missing_data_are_refused() -> None:
@@ -186,6 +296,19 @@ def test_tracing_stands_behind_a_time_limit() -> None:
     with pytest.raises(PruneError, match="did not end within"):
         within(0.2, lambda: [time.sleep(0.01) for _ in range(1000)])
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["graph", "checks"])
+def test_the_graph_and_the_checks_share_the_limit(gradients: bool) -> None:
+    def slow(output: Tensor) -> Tensor:
+        for _ in range(200 if torch.is_grad_enabled() == gradients else 0):  # the checks need no gradients
+            time.sleep(0.01)
+        return output
+
+    module = Stream(slow).train()
+    with pytest.raises(PruneError, match="did not end within 1 s"):
+        trace(module, IMAGE, seconds=1)
+    assert all(part.training for part in module.modules())
 
 
 def test_networks_that_cannot_be_cut_say_so() -> None:
