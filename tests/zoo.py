@@ -84,9 +84,9 @@ GENERATES = [name for name in FAMILIES if name not in (*CLASSES, "vit", "deit")]
 
 
 @cache
-def module(model_type: str, architecture: str = "", seed: int = 0) -> PreTrainedModel:
+def module(model_type: str, architecture: str = "", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model with weights large enough that every unit matters. Shared between tests: not to be changed."""
-    config = CONFIG_MAPPING[model_type](**CHANGES.get(model_type, COMMON))
+    config = CONFIG_MAPPING[model_type](**{**CHANGES.get(model_type, COMMON), **changes})
     name = architecture or CLASSES.get(model_type, families.of(model_type).classes[0])
     torch.manual_seed(seed)
     made: PreTrainedModel = getattr(transformers, name)(config).eval()
