@@ -47,7 +47,15 @@ def test_apply_prints_one_table_on_stdout_and_the_rest_on_stderr(capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0].split() == ["before", "after", "change"]
-    assert [line.split()[0] for line in lines[1:]] == ["letters", "parameters", "bytes", "latency", "proof", "files:"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        "letters",
+        "parameters",
+        "bytes",
+        "latency",
+        "perplexity",
+        "proof",
+        "files:",
+    ]
     assert lines[1].endswith("2 of 16")
     assert lines[2].split() == ["parameters", "16", "14", "-12.5", "%"]
     assert lines[-2:] == ["proof of step 1: masked equals sliced to 3.0e-07 (allowed: 1e-04)", "files: out/small"]
