@@ -35,6 +35,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 64 * 1024**2  # bytes; a 100 MB header costs seconds to parse
 MAX_TENSORS = 1_000_000
+PIECE = 8 * 1024**2  # bytes written, read back and hashed at a time
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ def _fill(file: Any, view: memoryview, path: Path) -> None:
 def write_folder(tensors: Tensors, folder: Path, *, shard_bytes: int = 4 * 1024**3) -> dict[str, str]:
     """Write all tensors as safetensors into `folder`, a few tensors in memory at a time; gives file name -> sha256.
 
-    One `model.safetensors`, or shards of at most `shard_bytes` with an index. Files are flushed to disk, not renamed:
-    the caller stages the folder.
+    One `model.safetensors`, or shards of at most `shard_bytes` with an index. The hashes are of what was read back from
+    each file, which is compared with what was written; PruneError where it differs. Files are flushed to disk, not
+    renamed: the caller stages the folder.
     """
     shards = _split(tensors, shard_bytes)
     count = len(shards)
@@ -233,13 +235,23 @@ def _split(tensors: Tensors, shard_bytes: int) -> list[list[str]]:
 
 def _write_shard(tensors: Tensors, names: list[str], path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with path.open("wb") as file, path.open("rb", buffering=0) as again:
         for chunk in _chunks(tensors, names):
-            file.write(chunk)
-            digest.update(chunk)
-        file.flush()
+            for start in range(0, len(chunk), PIECE):
+                piece = memoryview(chunk)[start : start + PIECE]
+                file.write(piece)
+                file.flush()
+                digest.update(_read_back(again, piece, path))
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _read_back(file: Any, written: memoryview, path: Path) -> bytearray:
+    """What the file holds where `written` was just written; PruneError when it is something else."""
+    found = bytearray(len(written))
+    if file.readinto(found) != len(written) or found != written:
+        raise PruneError("the disk gave back other bytes than were written", where=str(path))
+    return found
 
 
 def _chunks(tensors: Tensors, names: list[str]) -> Iterator[bytes | memoryview]:

@@ -38,12 +38,12 @@ def save(
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     info = {name: Info(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
     with files.staged(folder, overwrite=overwrite) as staging:
-        write_folder(Tensors(info, state.__getitem__), staging)
+        table = write_folder(Tensors(info, state.__getitem__), staging)
         files.write_json(staging / PLAN, {name: list(kept) for name, kept in plan.items()})
         if example is not None:
             _export(module, example, staging / ONNX)
         files.flush(staging)
-        table = files.hashes(staging)
+        table |= {name: files.sha256(staging / name) for name in files.names(staging) if name not in table}
         files.write_json(
             staging / files.MANIFEST, {"format": files.MARK, "files": table, "source": type(module).__name__}
         )

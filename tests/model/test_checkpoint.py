@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +45,22 @@ def test_written_is_read_back_and_safetensors_agrees(tmp_path: Path, tensors: di
     assert (len(shards) > 1) == (shard_bytes == 30) == (INDEX in hashes)
     theirs = {name: t for path in shards for name, t in load_file(path).items()}
     assert all(torch.equal(theirs[name], tensor) for name, tensor in tensors.items())
+
+
+class _Spoiling(io.FileIO):
+    """A disk that forgets a byte of whatever is written."""
+
+    def write(self, piece: Any) -> int:
+        return super().write(b"\0" + bytes(piece)[1:])
+
+
+def test_what_the_disk_gives_back_is_compared(tmp_path: Path, tensors: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode, **k: _Spoiling(path, "w") if mode == "wb" else real(path, mode, **k)
+    )
+    with pytest.raises(PruneError, match="the disk gave back other bytes than were written"):
+        write_folder(lazily(tensors), tmp_path)
 
 
 def test_reading_one_tensor_reads_no_other(tmp_path: Path) -> None:
