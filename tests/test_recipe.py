@@ -10,12 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from prune.document import MAX_DEPTH, parse, read
 from prune.errors import PruneError
 from prune.recipe.load import load
 
 Kind = Literal["heads", "channels", "layers"]
+
+
+class Solver(TypedDict, total=False):
+    rounds: int
+
+
+class Refit(TypedDict, total=False):
+    damping: float
+    solver: Solver | list[Solver]
 
 
 def remove(
@@ -27,6 +37,7 @@ def remove(
     criterion: str = "wanda",
     protect: list[str] | None = None,
     budget: dict[str, float] | None = None,
+    refit: bool | Refit = False,
 ) -> None: ...
 
 
@@ -114,6 +125,10 @@ def test_a_dict_may_hold_paths_and_tuples():
         ("what: layers, ", "", "recipe.yaml:7:13 steps[1].remove: what is missing: one of heads, channels, layers"),
         ("count: 1", "protect: [a, 1]", "steps[1].remove.protect[1]: protect[1] must be text, not 1"),
         ("count: 1", "budget: {a: x}", "steps[1].remove.budget.a: budget.a must be a number, not 'x'"),
+        ("count: 1", "refit: {dampin: 1.0}", "recipe.yaml:7:36 steps[1].remove.refit.dampin: unknown option 'dampin'; did you mean 'damping'? choices: damping, solver"),
+        ("count: 1", "refit: {damping: x}", "steps[1].remove.refit.damping: refit.damping must be a number, not 'x'"),
+        ("count: 1", "refit: {solver: {round: 1}}", "steps[1].remove.refit.solver.round: unknown option 'round'; did you mean 'rounds'? choices: rounds"),
+        ("count: 1", "refit: {solver: [{round: 1}]}", "steps[1].remove.refit.solver[0].round: unknown option 'round'; did you mean 'rounds'? choices: rounds"),
         ("- evaluate", "- evaluate: {speed: no}", "speed must be true or false, not 'no'"),
         ("- evaluate", "- evaluate: [speed]", "recipe.yaml:8:15 steps[2].evaluate: must be a mapping of options, not a list"),
         ("- evaluate", "- {evaluate: , remove: }", "recipe.yaml:8:5 steps[2]: a step is one word with its options"),

@@ -104,6 +104,7 @@ def defaults(function: Callable, given: object = None) -> dict[str, Any]:
 
 
 def _check(option: Option, value: Any, document: Document, at: At) -> Any:
+    _refuse_strays(option.annotation, value, document, at)
     try:
         return TypeAdapter(option.annotation).validate_python(value, strict=True)
     except ValidationError:
@@ -112,6 +113,21 @@ def _check(option: Option, value: Any, document: Document, at: At) -> Any:
         raise _complaint(spell((option.name, *inner)), annotation, wrong).at(where) from None
     except PruneError as error:  # a validator of ours in the annotation
         raise error.at(document.where(at)) from None
+
+
+def _refuse_strays(annotation: Any, value: Any, document: Document, at: At) -> None:
+    """PruneError for a key, at any depth, that is none of the options that a mapping there may have."""
+    for member in map(_bare, _members(annotation)):
+        if is_typeddict(member) and isinstance(value, Mapping):
+            known = get_type_hints(member)
+            for name in value:
+                if name not in known:
+                    raise unknown("option", name, known).at(document.where((*at, name), key=True))
+        inside = list(value) if isinstance(value, Mapping) else range(len(value)) if isinstance(value, list) else ()
+        for key in inside:
+            child = _child(member, value, key)
+            if child is not None:
+                _refuse_strays(*child, document, (*at, key))
 
 
 def _culprit(annotation: Any, value: Any) -> tuple[At, Any, Any]:

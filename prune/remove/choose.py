@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import lcm
 from typing import Literal
 
@@ -52,7 +52,7 @@ def choose(
             for group in open_:
                 kept = _count(model, group, ratio, count, step, stock=alike)
                 held = {unit for unit, layer in enumerate(group.places) if layer in pinned}
-                plan[group.name] = _best(group, scores[group.name], kept, held)
+                plan[group.name] = best(group, scores[group.name], kept, held)
         else:
             plan.update(_globally(open_, scores, ratio, count, step, normalize))
     return plan
@@ -133,7 +133,7 @@ def legal(model: Model, group: Group, kept: int) -> bool:
     return number not in model.family.fixed
 
 
-def _best(group: Group, scores: Tensor, kept: int, pinned: set[int]) -> list[int]:
+def best(group: Group, scores: Tensor, kept: int, pinned: Collection[int] = ()) -> list[int]:
     """The `kept` highest units, equally many of each partition; of equals, the earlier ones stay."""
     scores = scores.float().clone()
     if pinned:
@@ -166,7 +166,7 @@ def _globally(
         allowed = structural(group, step)
         target = group.units - removed[group.name]
         kept = min(allowed, key=lambda n: (abs(n - target), -n))
-        plan[group.name] = _best(group, scores[group.name], kept, set())
+        plan[group.name] = best(group, scores[group.name], kept)
     return plan
 
 

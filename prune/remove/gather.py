@@ -21,11 +21,19 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 Statistics = dict[str, Tensor]  # per consumer
 
 
-def gather(visit: Visit, root: str, consumers: Iterable[Slice], wanted: Iterable[str]) -> dict[str, Statistics]:
+def gather(
+    visit: Visit,
+    root: str,
+    consumers: Iterable[Slice],
+    wanted: Iterable[str],
+    run: Callable[[int], Tensor] | None = None,
+) -> dict[str, Statistics]:
     """Run a layer over all batches and sum up what enters the linears that `consumers` name.
 
-    `root` is the layer's path. Gives consumer tensor name -> statistic name -> float32 tensor, a mean over tokens.
+    `root` is the layer's path, and `run` runs a batch where something else looks on (default: `visit.forward`). Gives
+    consumer tensor name -> statistic name -> float32 tensor, a mean over tokens.
     """
+    run = run or visit.forward
     consumers, kinds = list(consumers), list(wanted)
     sums: dict[str, Statistics] = {piece.name: {} for piece in consumers}
     tokens = 0
@@ -33,7 +41,7 @@ def gather(visit: Visit, root: str, consumers: Iterable[Slice], wanted: Iterable
     with _listening(visit.module, root, consumers, sums, kinds) as state:
         for batch in range(len(visit.batches)):
             state["mask"] = visit.mask(batch)
-            visit.outputs.append(visit.forward(batch))
+            visit.outputs.append(run(batch))
             mask = state["mask"]
             tokens += visit.inputs[batch].shape[:2].numel() if mask is None else int(mask.sum())
     return {name: {key: total / tokens for key, total in found.items()} for name, found in sums.items()}

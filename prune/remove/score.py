@@ -15,7 +15,7 @@ from torch import Tensor
 from prune.errors import PruneError, unknown
 from prune.model.groups import Group, within
 from prune.model.model import Model
-from prune.model.walk import Batch, walk
+from prune.model.walk import Batch, Visit, walk
 from prune.options import check_options, options_of
 from prune.progress import Progress
 from prune.remove.gather import gather
@@ -92,16 +92,26 @@ def _walked(
 ) -> Scores:
     scores: Scores = {}
     for visit in walk(model, batches, progress=progress, **place):
-        root = model.layer(visit.index)
-        here = [own for group in groups if (own := within(group, visit.index, root)) is not None]
-        consumers = {piece.name: piece for group in here for piece in group.consumers}
-        found = gather(visit, root, consumers.values(), module.NEEDS)
-        weights = dict(visit.module.named_parameters(prefix=root))
-        for group in here:
-            own = module.score(group, weights.__getitem__, found, **settings)
-            scores[group.name] = scores[group.name] + own if group.name in scores else own
-        del weights  # or this layer would stay in memory beside the next
+        for name, own in scored(visit, model, groups, module, settings).items():
+            scores[name] = scores[name] + own if name in scores else own
     return scores
+
+
+def scored(
+    visit: Visit,
+    model: Model,
+    groups: Sequence[Group],
+    module: ModuleType,
+    settings: Mapping[str, Any],
+    run: Callable[[int], Tensor] | None = None,
+) -> Scores:
+    """The scores that one layer gives to the groups in it, after all batches went through it; `run` as in `gather`."""
+    root = model.layer(visit.index)
+    here = [own for group in groups if (own := within(group, visit.index, root)) is not None]
+    consumers = {piece.name: piece for group in here for piece in group.consumers}
+    found = gather(visit, root, consumers.values(), module.NEEDS, run)
+    weights = dict(visit.module.named_parameters(prefix=root))
+    return {group.name: module.score(group, weights.__getitem__, found, **settings) for group in here}
 
 
 def check_criterion(groups: Sequence[Group], name: str, settings: Mapping[str, Any]) -> ModuleType:
