@@ -387,15 +387,17 @@ def _reading(where: str) -> Iterator[None]:
     """How `datasets` fails to find or read data, as one line that names it: raised, and not logged as well."""
     from datasets.exceptions import DatasetsError
 
-    logger = logging.getLogger("datasets")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]  # the latter tells of each retry
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # Arrow's and JSON's are ValueErrors
         raise _unreadable(error, where) from error
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _unreadable(error: Exception, where: str) -> PruneError:

@@ -9,7 +9,26 @@ from math import prod
 import torch
 from torch import Tensor
 
+from prune.errors import unknown
 from prune.model.model import Model
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def compute_dtype(device: str | torch.device, dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """What is computed in, by a name of DTYPES or as torch has it; None for what the weights are stored in.
+
+    "auto" is float32 on a CPU and None on a GPU. Raises PruneError for anything else.
+    """
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES).at("dtype")
+    if name == "auto":
+        return torch.float32 if torch.device(device).type == "cpu" else None
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> tuple[float, int]:

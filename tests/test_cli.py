@@ -203,6 +203,9 @@ def test_verify_says_what_differs(capsys):
     assert capsys.readouterr().out == "out/small/weights.txt: changed\n"
     assert cli.run(["verify", "out/small", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["problems"] == ["weights.txt: changed"]
+    Path("out/small/own.txt").write_text("x")
+    assert cli.run(["verify", "out/small"]) == 1
+    assert "out/small/own.txt: not listed" in capsys.readouterr().out
 
 
 def test_list_reads_names_and_docstrings(capsys):

@@ -70,14 +70,11 @@ def evaluate(
     from prune.cli._evaluate import arguments, opened
     from prune.recipe.loop import pick_device
     from prune.report import evaluated
-    from prune.steps._common import compute_dtype
 
     place = pick_device(device)
     given = arguments(options)
     models, graphs = opened(model, revision, beside, given)
-    found = prune.evaluate(
-        models, graphs=graphs, device=place, dtype=compute_dtype(place, dtype), progress=progress, **given
-    )
+    found = prune.evaluate(models, graphs=graphs, device=place, dtype=dtype, progress=progress, **given)
     return found, evaluated.evaluation(found), 0
 
 
@@ -156,10 +153,11 @@ def sensitivity(
     """Measure what MODEL's predictions lose as each group of each layer shrinks alone."""
     from dataclasses import asdict
 
+    from prune.measure import compute_dtype
     from prune.recipe.loop import pick_device
     from prune.remove.sensitivity_plot import check_plot, write_plot, write_table
     from prune.report import summary
-    from prune.steps._common import compute_dtype, given
+    from prune.steps._common import given
 
     if plot is not None:
         check_plot(plot)  # before anything is measured

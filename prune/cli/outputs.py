@@ -21,7 +21,7 @@ def verify(out: Path, *, progress: Progress) -> Shown:
 
     with progress.track(f"hashing {out}"):
         problems = files.verify(out)
-    count = len(files.manifest(out)["files"])
+    count = len(files.manifest(out)["files"] | files.reported(out))
     said = [f"{out}/{problem}" for problem in problems] or [f"{out}: {count} files, all as they were written"]
     return {"files": count, "problems": problems}, said, 1 if problems else 0
 

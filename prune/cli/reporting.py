@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @command
 @click.argument("outs", metavar="OUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="The page of a comparison: comparison.html by default.")
-@click.option("--overwrite", is_flag=True, help="Replace the page of a comparison that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace a file of somebody else's in its place.")
 def report(outs: tuple[Path, ...], *, output: Path | None, overwrite: bool, progress: Progress) -> Shown:
     """Draw the report of OUT again; with several, compare them on one page."""
     from prune.report import write

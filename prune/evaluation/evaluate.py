@@ -15,7 +15,7 @@ from prune.evaluation.benchmark import Speed, benchmark
 from prune.evaluation.generations import generate as speak
 from prune.evaluation.perplexity import perplexity as measure
 from prune.labels import labelled, task
-from prune.measure import flops_per_token
+from prune.measure import compute_dtype, flops_per_token
 from prune.model.model import Model
 from prune.model.save import load
 from prune.progress import Progress
@@ -43,7 +43,7 @@ def evaluate(
     tokens: int = 48,
     batch_size: int = 8,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -59,11 +59,12 @@ def evaluate(
     to measure each for, and `memory` (False leaves out the peaks, which take a process each). `graphs` are exported
     model.onnx files by the models' names. `tasks` are kmmlu and names that lm-eval knows, with `shots` solved questions
     and at most `limit` questions; `kmmlu` says which of its questions: `data` (a folder of CSV files), `subjects`,
-    `scorer`. `generate` are prompts, continued greedily by `tokens` tokens. `dtype` None computes in the stored type.
+    `scorer`. `generate` are prompts, continued greedily by `tokens` tokens. `dtype` is what is computed in: "auto"
+    (float32 on a CPU, as stored on a GPU), "float32", "bfloat16", "float16", or None, as the weights are stored.
     Raises PruneError for what cannot be read, run or is unknown.
     """
     named = {"model": models} if isinstance(models, Model) else dict(models)
-    place: dict[str, Any] = {"device": device, "dtype": dtype}
+    place: dict[str, Any] = {"device": device, "dtype": compute_dtype(device, dtype)}
     result: dict[str, Any] = {
         "parameters": {name: model.tensors.parameters for name, model in named.items()},
         "bytes": {name: model.tensors.bytes for name, model in named.items()},

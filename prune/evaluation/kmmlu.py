@@ -249,12 +249,20 @@ def _read(source: str | Path, name: str, shots: int, limit: int | None) -> Subje
     return Subject(name, tuple(solved), tuple(asked))
 
 
+def _fetched(where: str, split: str) -> Iterator[Row]:
+    """A subject's rows from the Hub; where that cannot be reached, the error says what needs no network."""
+    try:
+        return data.rows(where, split=split)
+    except PruneError as error:
+        raise PruneError(f"{error.message}; a folder of its CSV files needs no network", where=error.where) from error
+
+
 def _rows(source: str | Path, name: str, split: str, most: int | None) -> Iterator[Row]:
     folder = _folder(source)
     if folder is None:
         whole, _, revision = str(source).partition("@")
         where = f"{whole}:{name}" + (f"@{revision}" if revision else "")
-        rows = data.rows(where, split=split)
+        rows = _fetched(where, split)
     else:
         path = _file(folder, name, split)
         assert path, (name, split)

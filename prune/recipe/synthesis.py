@@ -7,10 +7,10 @@ from typing import Any
 
 from prune import files
 from prune.errors import PruneError
+from prune.measure import compute_dtype
 from prune.progress import Progress, silenced
 from prune.recipe.alone import alone
 from prune.recipe.loop import pick_device
-from prune.steps._common import compute_dtype
 from prune.steps.synthesize import synthesize as step
 from prune.synthesis.settings import settings
 from prune.synthesis.synthesize import check

@@ -6,39 +6,37 @@ from typing import Any
 
 from prune.report import summary
 from prune.report.blocks import Data, Facts, Plot
+from prune.report.course import course
 from prune.report.drawing import AFTER, BEFORE, INK, MUTED, SMALL, figure, plot, short, tidy
-
-CHANGED = {"shape", "training", "merge", "saved_as"}  # what steps record that change the model
 
 
 def drawn(facts: Facts) -> Plot | None:
     """None where nothing was measured before and after."""
-    measured = facts.records("perplexity")
-    if not measured:
-        return None
-    own = terms(measured[-1][1])  # what was measured otherwise cannot stand on one line
-    alike = [(number, found) for number, found in measured if terms(found) == own]
-    points = [(0, alike[0][1].get("before"))] + [(number, found.get("after")) for number, found in alike]
-    known = [(number, value) for number, value in points if value is not None]
+    points = course(facts.steps)
+    known = [(place, point.perplexity) for place, point in enumerate(points) if point.perplexity is not None]
     if len(known) < 2:
         return None
-    shown = [0, *(n for n, step in enumerate(facts.steps, 1) if CHANGED & set(step["record"]) or n in dict(known))]
-    places = {number: place for place, number in enumerate(shown)}
-    with figure(5.0, 3.4) as figured:
-        upper, lower = figured.subplots(2, 1, sharex=True, height_ratios=[3, 1.1])
-        _draw_perplexity(upper, [(places[number], value) for number, value in known])
-        _draw_parameters(lower, _shares(facts), shown)
-        names = [short(f"{n} {facts.steps[n - 1]['word']}") if n else "original" for n in shown]
+    shares = [point.share for point in points]
+    sized = any(share != 100 for share in shares)  # where nothing was removed there is nothing to see below
+    said = f"On {stated(facts.records('perplexity')[-1][1])}. Lower is better"
+    said += "; below it, what is left of the parameters." if sized else "."
+    with figure(5.0, 3.4 if sized else 2.5) as figured:
+        panels = figured.subplots(1 + sized, 1, sharex=True, height_ratios=[3, 1.1][: 1 + sized], squeeze=False)[:, 0]
+        _draw_perplexity(panels[0], known)
+        lower = panels[-1]
+        if sized:
+            _draw_parameters(lower, shares)
+        names = [short(point.name) for point in points]
         crowded = len(names) > 4
         lower.set_xticks(range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center")
         lower.set_xlim(-0.5, len(names) - 0.5)
-        rows = [(number, names[places[number]].split(" ")[-1], value) for number, value in points]
+        rows = [(point.number, point.word or "original", point.perplexity, point.share) for point in points]
         return plot(
             "perplexity",
             "Perplexity along the steps",
-            f"On {stated(measured[-1][1])}. Lower is better; below it, what is left of the parameters.",
+            said,
             figured,
-            Data(("step", "word", "perplexity"), rows),
+            Data(("step", "word", "perplexity", "parameters_percent"), rows),
         )
 
 
@@ -56,18 +54,15 @@ def stated(perplexity: dict) -> str:
     return ", ".join(parts)
 
 
-def terms(found: dict[str, Any]) -> tuple[str, ...]:
-    """What must be equal for two perplexities to be compared."""
-    return tuple(str(found.get(name)) for name in ("data", "documents", "length", "stride", "tokens"))
-
-
 def _draw_perplexity(axes: Any, known: list[tuple[int, float]]) -> None:
     axes.plot(*zip(*known, strict=True), color=AFTER, linewidth=1.8, marker="o", markersize=6)
     axes.plot(*known[0], color=BEFORE, marker="o", markersize=6)
     axes.axhline(known[0][1], color=BEFORE, linewidth=1, linestyle=(0, (3, 3)))
-    for number, value in known:
-        axes.annotate(f"{value:.4g}", (number, value), (0, 7), textcoords="offset points", ha="center", color=INK)
     values = [value for _, value in known]
+    for at, (number, value) in enumerate(known):
+        lowest = all(other > value for other in values[max(at - 1, 0) : at + 2] if other != value)
+        offset = (0, -15) if lowest and len(set(values)) > 1 else (0, 7)  # on the side where the line is not
+        axes.annotate(f"{value:.4g}", (number, value), offset, textcoords="offset points", ha="center", color=INK)
     if max(values) > 20 * min(values):
         axes.set_yscale("log")
     axes.margins(y=0.22)
@@ -75,19 +70,8 @@ def _draw_perplexity(axes: Any, known: list[tuple[int, float]]) -> None:
     tidy(axes)
 
 
-def _shares(facts: Facts) -> list[float]:
-    """Percent of the original's parameters before the first step and after each."""
-    pairs = [step["record"].get("parameters") for step in facts.steps]
-    first = next((pair[0] for pair in pairs if pair), None)
-    found = [100.0]
-    for pair in pairs:
-        found.append(100 * pair[1] / first if pair and first else found[-1])
-    return found
-
-
-def _draw_parameters(axes: Any, shares: list[float], shown: list[int]) -> None:
-    heights = [shares[number] for number in shown]
-    axes.bar(range(len(shown)), heights, color=[BEFORE, *[AFTER] * (len(shown) - 1)], width=0.5, alpha=0.75)
+def _draw_parameters(axes: Any, heights: list[float]) -> None:
+    axes.bar(range(len(heights)), heights, color=[BEFORE, *[AFTER] * (len(heights) - 1)], width=0.5, alpha=0.75)
     how = {"textcoords": "offset points", "ha": "center", "color": MUTED, "fontsize": SMALL}
     for place, share in enumerate(heights):
         axes.annotate(f"{share:.0f} %", (place, share), (0, 3), **how)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ from prune.report import summary
 from prune.report.metadata import did, metadata
 from prune.report.reproduce import loading, recipe_yaml
 
+_SPANS = re.compile(r"(`[^`]+`)|[^`]+|`")
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~$])")
 
 
@@ -46,11 +47,24 @@ def card(
 
 def escape(text: object) -> str:
     """A name from outside as plain Markdown text on one line: no markup, no HTML, no table cell more."""
-    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    return _plain(_line(text))
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *(tuple(escape(cell) for cell in row) for row in rows)]
+def spans(text: object) -> str:
+    """The same, but that what stands between backticks stays code."""
+    return _SPANS.sub(lambda found: found[0].replace("|", r"\|") if found[1] else _plain(found[0]), _line(text))
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _plain(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False))
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], cell: Callable[[object], str] = escape) -> str:
+    lines = [head, ("---",) * len(head), *(tuple(cell(text) for text in row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -125,7 +139,7 @@ def _loading(model_type: str, runtimes: Sequence[dict[str, Any]]) -> str:
     text = f"{why}\n\n```python\n{code}```"
     if runtimes:
         rows = [tuple(str(entry.get(key) or "") for key in ("runtime", "verdict", "why")) for entry in runtimes]
-        text += "\n\n" + _table(("runtime", "verdict", "why"), rows)
+        text += "\n\n" + _table(("runtime", "", "with, or because"), rows, spans)
     return text
 
 

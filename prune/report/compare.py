@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prune.report import summary
-from prune.report.along import stated, terms
+from prune.report.along import stated
 from prune.report.blocks import Block, Data, Facts, Plot, Points, Prose, Rows, Section
+from prune.report.course import terms
 from prune.report.drawing import AFTER, BEFORE, CUT, INK, figure, plot, tidy
 from prune.report.page import canonical, render
 from prune.report.table import Table

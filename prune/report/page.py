@@ -133,8 +133,20 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["drawn"] = Markup
+    environment.filters["ticked"] = ticked
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(style=style, **values)
+
+
+def ticked(text: object) -> Any:
+    """Text with what stands between backticks as code; all of it escaped. A lone backtick is one."""
+    from markupsafe import Markup, escape
+
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:
+        parts[-2:] = ["`".join(parts[-2:])]
+    made = (Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts))
+    return Markup("").join(made)
 
 
 def as_csv(data: Data) -> str:

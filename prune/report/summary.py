@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prune.report import evaluated
+from prune.report import course, evaluated
+from prune.report import exported as words
 from prune.report.table import Table, size
 
 RISING = frozenset({"accuracy", "decode", "kmmlu"})  # more of these is better; of everything else less is
@@ -131,7 +132,8 @@ def blocks(
     table = Table(("", "before", "after", "change"), [*gone, *rows(changes(steps, timings))], frozenset({1, 2}))
     last = f"files: {output}" if output else "checked: nothing was run or written"
     loads = [loading(runtimes)] if runtimes else loaders(steps)
-    found = evaluated.steps(steps, timings)
+    line = course.table(steps)
+    found = [*([line] if line else []), *evaluated.steps(steps, timings)]
     return [*([table] if table.rows else []), *found, *notes(steps), *needed(steps), *loads, *remarks, last]
 
 
@@ -204,14 +206,8 @@ def exported(found: dict[str, Any], out: object) -> list[Table | str]:
     """What `export` prints: the files with their sizes, and the other things its record says."""
     sizes = found.get("files", {})
     lines = [(name, size(count)) for name, count in sizes.items()] if isinstance(sizes, dict) else []
-    rest = [f"{name}: {_pairs(value)}" for name, value in found.items() if name != "files"]
+    rest = [f"{name}: {value}" for name, value in words.rows(found)]
     return [*([Table(("file", "size"), lines, frozenset({1}))] if lines else []), *rest, f"files: {out}"]
-
-
-def _pairs(value: Any) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    return "; ".join(f"{name.replace('_', ' ')} {inner}" for name, inner in value.items())
 
 
 def merged(found: dict[str, Any], out: object) -> list[Table | str]:

@@ -26,6 +26,15 @@ def size(count: float) -> str:
     raise AssertionError(count)
 
 
+def amount(count: float) -> str:
+    """A number of things as people say it: 999, 3.22 M, 6.74 G."""
+    for unit in ("", "k", "M", "G"):
+        if count < 1000 or unit == "G":
+            return f"{count:.3g} {unit}".rstrip() if count < 1000 else f"{count:,.0f} {unit}"
+        count /= 1000
+    raise AssertionError(count)
+
+
 def show(blocks: Sequence[Table | str], stream: TextIO | None = None) -> None:
     """Prints tables and lines, by default on stdout. NO_COLOR is respected, and control characters are not printed."""
     stream = stream or sys.stdout

@@ -11,6 +11,8 @@ from prune.errors import PruneError
 from prune.report.compare import comparison, entry
 from prune.report.page import report
 
+GENERATOR = b'<meta name="generator" content="prune report">'  # as templates/base.html has it
+
 
 def again(out: Path) -> Path:
     """Draws an output's report from its prune.json and timings.json: the same bytes as before by the same version.
@@ -23,16 +25,27 @@ def again(out: Path) -> Path:
 
 
 def compared(outs: Sequence[Path], page: Path, *, overwrite: bool = False) -> Path:
-    """Writes one page that compares outputs. Raises PruneError when it is there already, or an output is not ours."""
-    if page.exists() and (not overwrite or page.is_dir()):
-        raise PruneError("exists; --overwrite replaces it, or choose another --output", where=str(page))
+    """Writes one page that compares outputs, in the place of an earlier one.
+
+    Raises PruneError when an output is not ours, or something else stands in the page's place (with `overwrite`, only
+    for a folder).
+    """
     read = [_read(out) for out in outs]
+    if page.is_dir() or (page.exists() and not overwrite and not _is_page(page)):
+        other = "is a folder" if page.is_dir() else "exists and is no page of ours; --overwrite replaces it"
+        raise PruneError(f"{other}; choose another --output", where=str(page))
     text = comparison([entry(name, m, t["steps"]) for name, (m, t) in zip(_names(outs), read, strict=True)])
     files.make(page.resolve().parent)
     part = page.with_name(f".{page.name}.part")
     part.write_text(text, encoding="utf-8", newline="")
     part.replace(page)
     return page
+
+
+def _is_page(page: Path) -> bool:
+    """Whether `prune report` wrote this file."""
+    with page.open("rb") as file:
+        return GENERATOR in file.read(4096)
 
 
 def _read(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:

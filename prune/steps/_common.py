@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from prune import labels
+from prune.measure import compute_dtype
 from prune.model.walk import Batch
 from prune.run import Run
 
@@ -16,14 +16,6 @@ Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-
-
-def compute_dtype(device: str, dtype: str) -> torch.dtype | None:
-    """What is computed in: as asked; by itself float32 on a CPU, and what the weights are stored in on a GPU (None)."""
-    if dtype != "auto":
-        found: torch.dtype = getattr(torch, dtype)
-        return found
-    return torch.float32 if device == "cpu" else None
 
 
 def place(run: Run) -> dict[str, Any]:

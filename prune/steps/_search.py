@@ -13,12 +13,13 @@ from prune.document import Document
 from prune.errors import PruneError
 from prune.evaluation import harness
 from prune.evaluation.evaluate import evaluate
+from prune.measure import compute_dtype
 from prune.merging.merge import Merged, prepare
 from prune.merging.search import search, space
 from prune.model.model import Model
 from prune.model.save import load
 from prune.run import Run
-from prune.steps._common import Positive, compute_dtype, place
+from prune.steps._common import Positive, place
 
 LOG = "candidates.jsonl"
 SHARES = ("acc_norm", "acc", "exact_match", "f1")  # of right answers, as tasks call them

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from prune import forecast
+from prune.measure import compute_dtype
 from prune.run import Run
-from prune.steps._common import Positive, Share, compute_dtype
+from prune.steps._common import Positive, Share
 from prune.synthesis import seeds as sources
 from prune.synthesis.languages import fingerprint as language_files
 from prune.synthesis.settings import OWN_MODEL, Settings, Weight, settings

@@ -49,6 +49,17 @@ def loss(model: Any, ids: list[int]) -> tuple[float, int]:
     return -chosen.sum().item(), len(ids) - 1
 
 
+def test_a_type_is_named_or_given_and_float32_when_nothing_is_said(bundled: prune.Model, text: str) -> None:
+    def found(**dtype: Any) -> float:
+        return float(prune.evaluate(bundled, perplexity=text, length=8, samples=2, **dtype)["perplexity"]["model"])
+
+    assert found() == found(dtype="auto") == found(dtype="float32") == found(dtype=torch.float32)
+    assert found(dtype="bfloat16") == found(dtype=torch.bfloat16) != found()
+    for wrong in ("flaot32", torch.int8, 7):
+        with pytest.raises(PruneError, match="unknown dtype .* choices: auto, bfloat16, float16, float32"):
+            found(dtype=wrong)
+
+
 def test_perplexity_is_weighted_by_tokens_and_keeps_documents_apart(bundled: prune.Model, text: str) -> None:
     whole, tokenizer = prune.load(bundled, dtype=torch.float32).eval(), bundled.tokenizer()
     end = tokenizer.eos_token_id
@@ -84,7 +95,7 @@ def test_texts_are_the_likeliest_tokens_of_each_model(bundled: prune.Model, smal
     tokenizer = bundled.tokenizer()
     assert [one["prompt"] for one in found["generations"]] == ["def read(", "import"]
     for name, model in {"before": bundled, "after": small}.items():
-        whole = prune.load(model).eval()
+        whole = prune.load(model, dtype=torch.float32).eval()
         for one in found["generations"]:
             ids = tokenizer(one["prompt"])["input_ids"]
             assert one[name] == tokenizer.decode(greedy(whole, ids, 6)[len(ids) :])

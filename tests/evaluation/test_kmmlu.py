@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     assert asked == [("HAERAE-HUB/KMMLU", "Math", split, "v1") for split in ("dev", "test")]
     monkeypatch.undo()
     assert questions(found[0], 5) == questions(read(folder, subjects="math")[0], 5)
+
+
+def test_without_a_network_it_is_one_line_that_says_what_needs_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load_dataset(*_: str, **__: Any) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(PruneError, match="^HAERAE-HUB/KMMLU:Math: cannot be read: .*; a folder of its CSV files needs"):
+        read("HAERAE-HUB/KMMLU", subjects=["math"])
+    assert caplog.records == []
 
 
 def test_fingerprints_are_of_the_files_asked_for(folder: Path) -> None:

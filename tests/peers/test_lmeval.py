@@ -1,5 +1,8 @@
 """lm-eval beside our scorer, question by question: `tox -e peer-lmeval`. What it said is kept in
-tests/evaluation/lm_eval.json, which an ordinary test compares with; PRUNE_WRITE_GOLDEN=1 writes it anew."""
+tests/evaluation/lm_eval.json, which an ordinary test compares with; PRUNE_WRITE_GOLDEN=1 writes it anew.
+
+Of the real questions the first 4 of each subject are asked: PRUNE_QUESTIONS says how many, PRUNE_SUBJECTS of which
+subjects (names with commas between), and `-rP` shows the largest difference."""
 
 from __future__ import annotations
 
@@ -36,9 +39,12 @@ def compare(module: PreTrainedModel, tokenizer: Any, subjects: list[Subject], sh
     for subject in subjects:
         ours = answer(module, tokenizer, questions(subject, shots))
         assert len(ours) == len(theirs[subject.name]) == len(subject.asked)
+        worst = 0.0
         for own, other in zip(ours, theirs[subject.name], strict=True):
             assert list(own.logprobs) == pytest.approx(other["logprobs"], abs=1e-4)
             assert own.correct == (other["acc"] == 1)
+            worst = max(worst, *(abs(a - b) for a, b in zip(own.logprobs, other["logprobs"], strict=True)))
+        print(f"{subject.name}, {shots}-shot: {len(ours)} questions, largest difference {worst:.1e}")
     return theirs
 
 
@@ -75,7 +81,9 @@ def test_the_same_summary(bundled: tuple[PreTrainedModel, Any], tmp_path: Path) 
 def test_real_questions(fixtures_folder: Path, name: str, shots: int) -> None:
     model = prune.open(fixtures_folder / "models" / name)
     module = prune.load(model, dtype=torch.float32).eval()
-    subjects = read(fixtures_folder / "kmmlu", subjects="found", limit=int(os.environ.get("PRUNE_QUESTIONS", "4")))
+    named = os.environ.get("PRUNE_SUBJECTS")
+    limit = int(os.environ.get("PRUNE_QUESTIONS", "4"))
+    subjects = read(fixtures_folder / "kmmlu", subjects=named.split(",") if named else "found", limit=limit)
     compare(module, model.tokenizer(), subjects, shots)
 
 

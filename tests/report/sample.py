@@ -46,7 +46,11 @@ def everything(mark: str = "", *, uniform: bool = False) -> tuple[dict[str, Any]
         {
             "word": "export",
             "options": {"format": "onnx"},
-            "record": {"files": {"model.onnx": 400}, "parity": {"max_difference": 1e-6, "worst": f"row 0{mark}"}},
+            "record": {
+                "format": "onnx",
+                "files": {"model.onnx": 400},
+                "parity": {"max_difference": 1e-6, "worst": f"row 0{mark}"},
+            },
             "warnings": [],
         },
     ]
@@ -189,7 +193,10 @@ def _synthesis(mark: str) -> dict[str, Any]:
     record = {
         "kept": 812,
         "rejected": {f"equal{mark}": 61, f"sorry{mark}": 12, "leak": 5, "copies": 33},
-        "rounds": [{"round": 1, "evolved": 400, "kept": 371}, {"round": 2, "evolved": 500, "kept": 441}],
+        "rounds": [
+            {"round": 0, "attempted": 400, "kept": 371, "words": 12.25, "difficulty": [None, None]},
+            {"round": 1, "attempted": 500, "kept": 441, "difficulty": [3.0, 5.5], "truncated_answers": 2},
+        ],
         "coverage": {
             "skills": [f"writing{mark}", "code"],
             "difficulties": ["easy", f"hard{mark}"],

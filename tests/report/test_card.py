@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from prune.report.card import card
+from prune.report.card import card, spans
 from prune.report.metadata import relation
 from tests.report.sample import everything
 
@@ -38,6 +38,11 @@ def made(mark: str = "", *, words: set[str] | None = None, **options: Any) -> st
         "architectures": ["LlamaForCausalLM"],
     }
     return card(manifest, **{**settings, **options})
+
+
+def test_code_in_a_cell_stays_code_and_nothing_else_gets_through() -> None:
+    assert spans("a_b `x|y <i>` *c*") == r"a\_b `x\|y <i>` \*c\*"
+    assert spans("one ` <i>|") == r"one \` &lt;i&gt;\|"
 
 
 def step(word: str, **options: Any) -> dict[str, Any]:

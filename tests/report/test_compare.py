@@ -66,8 +66,24 @@ def test_the_command_draws_one_and_compares_several(
     page = Page((tmp_path / "sub" / "both.html").read_text())
     assert "2 runs compared" in "".join(page.text)
     assert not (two / "report").exists()
-    assert cli.run(["report", "one", "two", "--output", "sub/both.html", "-q"]) == 2
-    assert "--overwrite replaces it" in capsys.readouterr().err
-    assert cli.run(["report", "one", "two", "--output", "sub/both.html", "--overwrite", "-q"]) == 0
+    drawn = (tmp_path / "sub" / "both.html").read_bytes()
+    assert cli.run(["report", "one", "two", "--output", "sub/both.html", "-q"]) == 0, "a page of ours is drawn again"
+    assert (tmp_path / "sub" / "both.html").read_bytes() == drawn
+    assert cli.run(["report", "one", "three", "--output", "sub/both.html", "-q"]) == 2
+    assert "three: has no prune.json" in capsys.readouterr().err
     assert cli.run(["report", str(tmp_path), "-q"]) == 2
     assert "is not an output of prune" in capsys.readouterr().err
+
+
+def test_a_file_of_somebody_elses_is_replaced_only_when_that_was_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output(tmp_path / "one", 2_000_000)
+    (tmp_path / "mine.html").write_text("mine")
+    asked = ["report", "one", "--output", "mine.html", "-q"]
+    assert cli.run(asked) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert (tmp_path / "mine.html").read_text() == "mine"
+    assert cli.run([*asked, "--overwrite"]) == 0
+    assert "1 run compared" in "".join(Page((tmp_path / "mine.html").read_text()).text)

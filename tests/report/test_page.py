@@ -19,7 +19,7 @@ from prune.errors import PruneError
 from prune.recipe import apply
 from prune.report import write
 from prune.report.blocks import Data, Facts
-from prune.report.page import as_csv, metrics, report
+from prune.report.page import as_csv, metrics, report, ticked
 from tests.report.sample import everything
 
 SCRIPT = "</svg></title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}$x^2$"
@@ -102,6 +102,19 @@ def test_the_same_run_gives_the_same_bytes_also_read_back_from_json(drawn: dict[
     manifest, timings = everything()
     text = json.dumps([manifest, timings], sort_keys=True)
     assert report(*json.loads(text)) == drawn == report(manifest, timings)
+
+
+def test_what_stands_between_backticks_is_code_and_escaped() -> None:
+    assert ticked("say `a < b` <b>") == "say <code>a &lt; b</code> &lt;b&gt;"
+    assert ticked("a lone ` is one") == "a lone ` is one"
+    assert ticked("`x` and ` <i>") == "<code>x</code> and ` &lt;i&gt;"
+
+
+def test_each_export_is_one_row(page: Page) -> None:
+    said = " ".join(" ".join(page.text).split())
+    assert "export in step written as size largest difference from PyTorch" in said
+    assert "8 onnx 400 B in 1 file 1.0e-06 of the largest logit, at row 0" in said
+    assert "its code" not in said, "where a rule on runtimes was read is no matter of the reader's"
 
 
 def test_no_id_is_used_twice(page: Page) -> None:

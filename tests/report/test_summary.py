@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prune.report import summary
+from prune.report import course, summary
 from prune.report.card import card
 from prune.report.table import Table
 
@@ -44,3 +44,58 @@ def test_the_card_says_so_too() -> None:
     text = card(manifest, model_type="llama", base_model=None, licence=None)
     assert "| perplexity | 5.00 |  |  |" in text
     assert "step 1 measures perplexity before step 2" in text
+
+
+def test_perplexity_along_the_steps_is_a_table_once_more_was_measured_than_the_result() -> None:
+    evaluated = {**EVALUATE, "record": {"perplexity": {"data": "python-docs", "before": 5.0, "after": 8.0}}}
+    tuned = {"word": "distill", "options": {}, "record": {"saved_as": "llama"}}
+    steps = [REMOVE, evaluated, tuned, EVALUATE]
+    found = course.table(steps)
+    assert found is not None
+    assert found.rows == [
+        ("original", "5.00", "100.0 %"),
+        ("1 remove", "", "50.0 %"),
+        ("2 evaluate", "8.00", "50.0 %"),
+        ("3 distill", "", "50.0 %"),
+        ("4 evaluate", "5.00", "50.0 %"),
+    ]
+    assert found in summary.blocks("out", steps, [{}] * 4)
+    assert course.table([REMOVE, EVALUATE]) is None
+    otherwise = {"data": "other", "before": 1.0, "after": 2.0}
+    assert course.table([REMOVE, {**EVALUATE, "record": {"perplexity": otherwise}}, tuned, EVALUATE]) is None
+
+
+EXPORT = {
+    "format": "onnx",
+    "dtype": "int8",
+    "opset": 20,
+    "files": {"model.onnx": 1500, "config.json": 500},
+    "parity": {
+        "tolerance": 1e-4,
+        "max_difference": 3.14159e-7,
+        "worst": "batch 1, length 9, unpadded",
+        "points": 12,
+        "greedy_tokens": [63, 64],
+    },
+    "perplexity_change": {
+        "data": {"data": "python-docs", "split": "heldout"},
+        "tokens": 4096,
+        "before": 7.11111,
+        "after": 7.22222,
+    },
+    "ranges": [1, 2],
+}
+
+
+def test_an_export_is_told_in_words() -> None:
+    shown = summary.exported(EXPORT, "out")
+    assert isinstance(shown[0], Table) and shown[0].rows == [("model.onnx", "1.5 kB"), ("config.json", "500 B")]
+    assert shown[1:] == [
+        "written as: onnx, int8, opset 20",
+        "difference from PyTorch: 3.1e-07 of the largest logit (allowed 0.0001), at batch 1, length 9, unpadded, "
+        "the worst of 12 inputs",
+        "choices: 63 of 64 greedy tokens are PyTorch's",
+        "perplexity: 7.11 before, 7.22 after, on 4,096 tokens of python-docs heldout",
+        "ranges: 1, 2",
+        "files: out",
+    ]

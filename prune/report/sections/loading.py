@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prune.report.blocks import Block, Code, Facts, Points, Rows, Section
+from prune.report.blocks import Block, Code, Facts, Prose, Rows, Section
 from prune.report.reproduce import loading
 from prune.report.table import Table
 
@@ -14,11 +14,9 @@ def section(facts: Facts) -> Section | None:
         return None
     blocks: list[Block] = []
     if runtimes:
-        rows = [tuple(str(entry.get(k) or "") for k in ("runtime", "verdict", "why", "source")) for entry in runtimes]
-        sourced = any(row[3] for row in rows)
-        head = ("runtime", "verdict", "why", "known from")
-        blocks.append(Rows(Table(head if sourced else head[:3], [row if sourced else row[:3] for row in rows])))
+        rows = [tuple(str(entry.get(k) or "") for k in ("runtime", "verdict", "why")) for entry in runtimes]
+        blocks.append(Rows(Table(("runtime", "", "with, or because"), rows)))
     if types:
         why, code = loading(types[-1])
-        blocks += [Points([why]), Code(code)]
+        blocks += [Prose(why), Code(code)]
     return Section("loading", "What loads it", blocks)

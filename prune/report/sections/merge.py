@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prune.report.blocks import Block, Data, Facts, Plot, Prose, Rows, Section
@@ -13,35 +13,36 @@ from prune.report.table import Table
 def section(facts: Facts) -> Section | None:
     blocks: list[Block] = []
     for number, found in facts.records("merge"):
-        onto = f" onto {found['base']}" if found.get("base") else ""
+        base = found.get("base")
+        onto = f" onto {_name(base)}" if base else ""
         blocks.append(Prose(f"Step {number} merges by {found.get('method', 'an unnamed method')}{onto}."))
-        if inputs := _inputs(found.get("inputs")):
-            told = any(said for _, said in inputs)
-            head = ("input", "settings") if told else ("input",)
-            blocks.append(Rows(Table(head, inputs if told else [row[:1] for row in inputs])))
+        names = [str(one) for one in found.get("inputs") or [] if one != base]
+        if names:
+            blocks.append(_inputs(names, facts.steps[number - 1].get("options") or {}))
         if layers := found.get("layers"):
             blocks += _plots(number, layers)
     return Section("merge", "Merge", blocks) if blocks else None
 
 
-def _inputs(inputs: Any) -> list[tuple[str, ...]]:
-    """Models by name, or with what is said of each."""
-    if isinstance(inputs, dict):
-        return [(str(name), _flat(said)) for name, said in inputs.items()]
-    found: list[tuple[str, ...]] = []
-    for one in inputs or []:
-        if isinstance(one, dict):
-            name = str(one.get("model", one.get("source", "")))
-            found.append((name, _flat({key: v for key, v in one.items() if key not in ("model", "source", "files")})))
-        else:
-            found.append((str(one), ""))
-    return found
+def _inputs(names: Sequence[str], options: Mapping[str, Any]) -> Rows:
+    """The models, with what the recipe says of each."""
+    listed = [one for one in options.get("models") or [] if isinstance(one, Mapping)]
+    said = {str(one.get("model")): _flat(one.get("parameters") or {}) for one in listed}
+    if not any(said.get(name) for name in names):
+        return Rows(Table(("model",), [(_name(name),) for name in names]))
+    return Rows(Table(("model", "settings"), [(_name(name), said.get(name, "")) for name in names]))
+
+
+def _name(source: object) -> str:
+    """A Hub id whole, of a local folder its name."""
+    text = str(source).rstrip("/")
+    return text.rsplit("/", 1)[-1] if text.startswith(("/", ".", "~")) else text
 
 
 def _flat(value: Any) -> str:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return ", ".join(f"{name} {_flat(inner)}" for name, inner in value.items() if inner not in (None, {}, []))
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " to ".join(map(_flat, value)) if isinstance(value, list) else str(value)
 
 
 def _plots(number: int, layers: Sequence[dict[str, Any]]) -> list[Plot]:
@@ -73,28 +74,30 @@ def _mean(value: Any) -> float | None:
 def _lines(
     name: str, title: str, label: str, layers: Sequence[dict[str, Any]], lines: dict[str, list[float | None]]
 ) -> Plot:
+    """A line along the layers; what lies in none of them stands apart, at the end."""
     places = [layer.get("layer", number) for number, layer in enumerate(layers)]
+    inside = [n for n, place in enumerate(places) if isinstance(place, int)]
+    apart = [n for n in range(len(places)) if n not in inside]
     colours = SERIES if len(lines) > 1 else ((AFTER,) if "cosine" in name else (CUT,))
     with figure(5.0, 2.6) as drawn:
         axes: Any = drawn.subplots()
         for number, (own, values) in enumerate(lines.items()):
-            known = [(n, value) for n, value in enumerate(values) if value is not None]
-            style = {"linestyle": "-" if number < len(colours) else "--"}
-            axes.plot(
-                *zip(*known, strict=True),
-                color=colours[number % len(colours)],
-                marker="o",
-                markersize=4,
-                label=short(own),
-                **style,
-            )
-        step = max(len(places) // 10, 1)
-        axes.set_xticks(range(0, len(places), step), [str(place) for place in places[::step]])
+            style = {"color": colours[number % len(colours)], "marker": "o", "markersize": 4}
+            known = [(n, values[n]) for n in inside if values[n] is not None]
+            dashes = "-" if number < len(colours) else "--"
+            axes.plot(*zip(*known, strict=True), label=short(own), linestyle=dashes, clip_on=False, **style)
+            loose = [(n, values[n]) for n in apart if values[n] is not None]
+            if loose:
+                axes.plot(*zip(*loose, strict=True), linestyle="none", clip_on=False, **style)
+        step = max(len(inside) // 10, 1)
+        ticks = [(n, str(places[n])) for n in inside[::step]] + [(n, "rest") for n in apart]
+        axes.set_xticks(*zip(*ticks, strict=True))
         axes.set_xlabel("layer")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         if len(lines) > 1:
-            axes.legend(loc="best")
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1.2)
         tidy(axes)
         rows = [(place, *(values[n] for values in lines.values())) for n, place in enumerate(places)]
-        return plot(name, title, "Layer by layer.", drawn, Data(("layer", *lines), rows))
+        caption = "Layer by layer." + "".join(f" The rest: {places[n]}." for n in apart)
+        return plot(name, title, caption, drawn, Data(("layer", *lines), rows))

@@ -13,9 +13,9 @@ def section(facts: Facts) -> Section | None:
     blocks: list[Block] = [Code(recipe_yaml(manifest))]
     blocks.append(
         Prose(
-            "Saved as recipe.yaml, prune apply recipe.yaml --output OUT makes the same bytes again from the same input "
-            f"and versions on the same kind of device (here {manifest.get('device', 'unknown')}, seed "
-            f"{manifest.get('seed', 0)}); prune verify OUT compares every file with the hashes below."
+            "Saved as `recipe.yaml`, `prune apply recipe.yaml --output OUT` makes the same bytes again from the same "
+            f"input and versions on the same kind of device (here {manifest.get('device', 'unknown')}, seed "
+            f"{manifest.get('seed', 0)}); `prune verify OUT` compares every file with the hashes below."
         )
     )
     versions = [(str(name), str(version)) for name, version in (manifest.get("versions") or {}).items()]

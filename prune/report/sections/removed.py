@@ -30,7 +30,8 @@ def _rows(facts: Facts) -> list[tuple[str, ...]]:
 
 
 def _notes(facts: Facts) -> list[str]:
-    return [f"step {n}: {note}" for n, step in enumerate(facts.steps, 1) for note in step["record"].get("notes", [])]
+    cuts = [(number, step["record"]) for number, step in enumerate(facts.steps, 1) if step["record"].get("removed")]
+    return [f"step {number}: {note}" for number, record in cuts for note in record.get("notes", [])]
 
 
 def picture(layers: Sequence[Kept]) -> Picture:

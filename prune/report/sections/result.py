@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prune.report import along, summary
 from prune.report.blocks import Block, Facts, Points, Prose, Rows, Section
 from prune.report.sections import speed
-from prune.report.table import Table
+from prune.report.table import Table, amount
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Tile:
     tone: str  # "gain", "cost" or "plain"
 
 
+COUNTED = ("parameters", "flops")
 NAMES = {"bytes": "size on disk", "flops": "FLOPs a token"}
 
 
@@ -27,15 +28,21 @@ def tiles(facts: Facts) -> list[Tile]:
     """The changes as headlines; nothing for what is not known."""
     found = []
     for change in summary.changes(facts.steps, facts.timings):
-        ((name, before, after, percent),) = summary.rows([change])
+        ((name, *sides, percent),) = summary.rows([change])
         if change.after is None or not percent:
             continue
-        larger = change.after > change.before
-        better = larger == (change.name in summary.RISING)
-        tone = "plain" if change.after == change.before else "gain" if better else "cost"
-        said = percent.replace("-", "\N{MINUS SIGN}")
-        found.append(Tile(NAMES.get(name, name), said, f"{before} \N{RIGHTWARDS ARROW} {after}", tone))
+        before, after = map(amount, (change.before, change.after)) if name in COUNTED else sides
+        if change.after == change.before:
+            found.append(Tile(NAMES.get(name, name), "same", after, "plain"))
+            continue
+        better = (change.after > change.before) == (change.name in summary.RISING)
+        detail = f"{before} \N{RIGHTWARDS ARROW} {after}"
+        found.append(Tile(NAMES.get(name, name), _minus(percent), detail, "gain" if better else "cost"))
     return [*found, *_speeds(facts), *_kmmlu(facts)]
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _speeds(facts: Facts) -> list[Tile]:
@@ -44,9 +51,10 @@ def _speeds(facts: Facts) -> list[Tile]:
     decode = found.get("decode")
     if not decode or not decode.ratio or not decode.before or not decode.after:
         return []
-    said = f"{(decode.ratio - 1) * 100:+.1f} %".replace("-", "\N{MINUS SIGN}")
     detail = f"{decode.before:,.0f} \N{RIGHTWARDS ARROW} {decode.after:,.0f} tokens/s"
-    return [Tile("decoding", said, detail, "gain" if decode.ratio > 1 else "cost")]
+    unsure = decode.spread and decode.spread[0] <= 1 <= decode.spread[1]
+    tone = "plain" if unsure else "gain" if decode.ratio > 1 else "cost"
+    return [Tile("decoding", _minus(f"{(decode.ratio - 1) * 100:+.1f} %"), detail, tone)]
 
 
 def _kmmlu(facts: Facts) -> list[Tile]:
@@ -56,7 +64,7 @@ def _kmmlu(facts: Facts) -> list[Tile]:
     if "micro" not in before or "micro" not in after:
         return []
     one, other = 100 * before["micro"], 100 * after["micro"]
-    said = f"{other - one:+.1f}".replace("-", "\N{MINUS SIGN}")
+    said = _minus(f"{other - one:+.1f}")
     detail = f"{one:.1f} % \N{RIGHTWARDS ARROW} {other:.1f} %"
     detail += f" (majority {100 * after['majority']:.1f} %)" if "majority" in after else ""
     return [Tile("KMMLU, points", said, detail, "gain" if other > one else "cost" if other < one else "plain")]
@@ -66,7 +74,10 @@ def section(facts: Facts) -> Section | None:
     rows = summary.rows(summary.changes(facts.steps, facts.timings))
     if not rows:
         return None
-    named = [(NAMES.get(name, name), *rest) for name, *rest in rows]
+    named = [
+        (NAMES.get(name, name), before, after, "same" if before == after else _minus(change))
+        for name, before, after, change in rows
+    ]
     blocks: list[Block] = [Rows(Table(("", "before", "after", "change"), named, frozenset({1, 2, 3})))]
     if said := terms(facts):
         blocks.append(Prose(said))

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from prune.report.blocks import Block, Data, Facts, Plot, Prose, Rows, Section
+from prune.report.blocks import Block, Data, Facts, Plot, Points, Prose, Rows, Section
 from prune.report.drawing import AFTER, CUT, INK, MUTED, SMALL, figure, plot, short, tidy
 from prune.report.table import Table
+
+COLUMNS = {  # of the table of rounds, as the record calls them
+    "round": "round",
+    "attempted": "tried",
+    "kept": "kept",
+    "words": "words",
+    "answer_words": "of the answer",
+    "difficulty": "difficulty",
+}
+FAILINGS = {"unreadable_verdicts": "verdicts could not be read", "truncated_answers": "answers were cut off"}
 
 
 def section(facts: Facts) -> Section | None:
@@ -17,8 +27,7 @@ def section(facts: Facts) -> Section | None:
         blocks.append(Prose(f"Step {number} kept {found.get('kept', 0):,} instructions and refused {total:,}."))
         if rejected:
             blocks.append(_plot(number, int(found.get("kept", 0)), rejected))
-        if rounds := _rounds(found.get("rounds")):
-            blocks.append(rounds)
+        blocks += _rounds(found.get("rounds"))
         blocks += _coverage(found.get("coverage"))
     return Section("synthesis", "Synthesis", blocks, beside=True) if blocks else None
 
@@ -37,16 +46,26 @@ def _plot(number: int, kept: int, rejected: dict[str, int]) -> Plot:
         return plot(f"synthesis-{number}", "Kept and refused, by rule", "How many instructions.", drawn, data)
 
 
-def _rounds(rounds: Any) -> Rows | None:
-    """A row for each round, a column for each number it has."""
+def _rounds(rounds: Any) -> list[Block]:
+    """A row for each round, and what the writer did not manage."""
     entries = [one for one in rounds or [] if isinstance(one, dict)]
-    if not entries:
-        return None
-    names = [name for name in entries[0] if not isinstance(entries[0][name], (dict, list))]
-    rows = [(str(n), *(str(one.get(name, "")) for name in names)) for n, one in enumerate(entries, 1)]
-    head = tuple(name for name in names if name != "round")
-    kept = [tuple(c for c, name in zip(row, ("", *names), strict=True) if name != "round") for row in rows]
-    return Rows(Table(("round", *head), kept, frozenset(range(1, len(head) + 1))))
+    columns = {name: head for name, head in COLUMNS.items() if any(_cell(one.get(name)) for one in entries)}
+    if not columns:
+        return []
+    rows = [tuple(_cell(one.get(name)) for name in columns) for one in entries]
+    blocks: list[Block] = [Rows(Table(tuple(columns.values()), rows, frozenset(range(1, len(columns)))))]
+    counts = {what: sum(int(one.get(name) or 0) for one in entries) for name, what in FAILINGS.items()}
+    if lines := [f"{count:,} {what}" for what, count in counts.items() if count]:
+        blocks.append(Points(lines, "warn"))
+    return blocks
+
+
+def _cell(value: Any) -> str:
+    """A number, or the pair of one before and after an evolution."""
+    if isinstance(value, list):
+        known = [_cell(one) for one in value if one is not None]
+        return " \N{RIGHTWARDS ARROW} ".join(known) if len(known) == len(value) else ""
+    return f"{value:.1f}" if isinstance(value, float) else "" if value is None else f"{value:,}"
 
 
 def _coverage(coverage: Any) -> list[Block]:
@@ -59,7 +78,7 @@ def _coverage(coverage: Any) -> list[Block]:
             (str(skill), *(f"{a} \N{RIGHTWARDS ARROW} {b}" for a, b in zip(before, after, strict=True)))
             for skill, before, after in zip(skills, seeds, kept, strict=True)
         ]
-        head = ("items of the seeds and now", *map(str, difficulties))
+        head = ("of the seeds \N{RIGHTWARDS ARROW} now", *map(str, difficulties))
         grid = [Rows(Table(head, cells, frozenset(range(1, len(head)))))]
         rest = {key: coverage[key] for key in ("kinds", "formats", "topics", "languages") if coverage.get(key)}
         return [*grid, *_coverage(rest)]

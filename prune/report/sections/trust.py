@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prune.report import summary
+from prune.report import exported, summary
 from prune.report.blocks import Block, Facts, Points, Prose, Rows, Section
 from prune.report.table import Table
 
@@ -23,8 +23,10 @@ def section(facts: Facts) -> Section | None:
                 )
             ),
         ]
-    if exports := [row for number, step in enumerate(facts.steps, 1) for row in _export(number, step)]:
-        blocks.append(Rows(Table(("export", "", ""), exports)))
+    if exports := [(number, step) for number, step in enumerate(facts.steps, 1) if step["word"] == "export"]:
+        blocks.append(_exports(exports))
+    if notes := _notes(facts):
+        blocks.append(Points(notes))
     if said := warnings(facts):
         blocks.append(Points(said, "warn"))
     return Section("trust", "Proof and warnings", blocks) if blocks else None
@@ -43,21 +45,25 @@ def _proofs(proofs: list) -> list[tuple[str, ...]]:
     ]
 
 
-def _export(number: int, step: dict) -> list[tuple[str, ...]]:
-    if step["word"] != "export":
-        return []
-    name = f"step {number}, {step['options'].get('format', '')}"
-    rest = {key: value for key, value in step["record"].items() if key not in ("needs", "files")}
-    return [(name, key.replace("_", " "), said(value)) for key, value in rest.items() if value not in (None, {}, [])]
+def _exports(steps: list[tuple[int, dict]]) -> Rows:
+    """A row for each export, a column for what any of them says."""
+    columns = {
+        "written as": exported.kind,
+        "size": exported.files,
+        "largest difference from PyTorch": exported.difference,
+        "choices": exported.answers,
+        "perplexity": exported.perplexity,
+    }
+    told = {name: [say(step["record"]) for _, step in steps] for name, say in columns.items()}
+    told = {name: values for name, values in told.items() if any(values)}
+    rows = [(str(number), *(values[row] for values in told.values())) for row, (number, _) in enumerate(steps)]
+    return Rows(Table(("export in step", *told), rows))
 
 
-def said(value: object) -> str:
-    """A value in words: mappings as pairs, small numbers short."""
-    if isinstance(value, dict):
-        return "; ".join(f"{str(key).replace('_', ' ')} {said(inner)}" for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(said, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _notes(facts: Facts) -> list[str]:
+    """What other steps than cuts, whose notes stand with what was cut, want to be known."""
+    own = [(number, step["record"]) for number, step in enumerate(facts.steps, 1)]
+    return [f"step {n}: {note}" for n, record in own if not record.get("removed") for note in record.get("notes", [])]
 
 
 def warnings(facts: Facts) -> list[str]:
