@@ -197,7 +197,7 @@ def test_verify_says_what_differs(capsys):
     cli.run(["apply", "recipe.yaml", "-q"])
     capsys.readouterr()
     assert cli.run(["verify", "out/small"]) == 0
-    assert "3 files, all as they were written" in capsys.readouterr().out
+    assert "5 files, all as they were written" in capsys.readouterr().out
     Path("out/small/weights.txt").write_text("x")
     assert cli.run(["verify", "out/small"]) == 1
     assert capsys.readouterr().out == "out/small/weights.txt: changed\n"

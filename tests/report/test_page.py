@@ -101,7 +101,7 @@ def test_it_is_one_file_that_asks_for_nothing(drawn: dict[str, str], page: Page)
 def test_the_same_run_gives_the_same_bytes_also_read_back_from_json(drawn: dict[str, str]) -> None:
     manifest, timings = everything()
     text = json.dumps([manifest, timings], sort_keys=True)
-    assert report(*json.loads(text)) == drawn == report(manifest, timings)
+    assert report(*json.loads(text)) == drawn
 
 
 def test_what_stands_between_backticks_is_code_and_escaped() -> None:
@@ -122,8 +122,8 @@ def test_no_id_is_used_twice(page: Page) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_markup_in_every_field_is_text() -> None:
-    plain, marked = Page(report(*everything())["index.html"]), report(*everything(SCRIPT))
+def test_markup_in_every_field_is_text(page: Page) -> None:
+    plain, marked = page, report(*everything(SCRIPT))
     found = Page(marked["index.html"])
     assert not found.of("script") and not found.of("img")
     assert [tag for tag, _ in found.elements if tag not in ("path", "g", "use", "text", "tspan")] == [
