@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,6 +39,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """What is kept of the uncut layer's one run, by batch: hidden states (batch, length, width)."""
+
+    outputs: dict[str, list[Tensor]]  # path of an output linear but the last -> its outputs
+    before: list[Tensor]  # the stream before the last one adds to it, or, where it adds not as it is, its output
+
+
+@dataclass(frozen=True)
 class Work:
     """One layer's two visits, and the walk that goes on from the uncut one to `end`, the last one dropped after it."""
 
@@ -47,6 +55,7 @@ class Work:
     uncut: Iterator[Visit]
     end: int
     settings: Settings
+    looked: Looked
     additive: dict[str, bool]  # path of an output linear -> whether its output is added to the stream as it is
     width: Tensor | None = None  # positions of the uncut stream that the pruned one still has; None for all
     halves: Mapping[str, Sublayer] = field(default_factory=dict)  # the family's attention and MLP, if it tells them
@@ -69,6 +78,55 @@ class Solved:
     inputs: int
 
 
+def look(
+    dense: Visit,
+    paths: Sequence[str],
+    additive: dict[str, bool],
+    through: Callable[[Callable[[int], Tensor]], None] | None = None,
+) -> Looked:
+    """Send all batches through the uncut layer, once, and keep what solving its output linears at `paths` needs.
+
+    `through`, where something else looks on, is handed what runs a batch and runs them all.
+    """
+    found = Looked({path: [] for path in paths[:-1]}, [])
+    if paths:
+        _check_additive(dense, paths[-1], additive)
+
+    def run(batch: int) -> Tensor:
+        with watching(dense.module, paths) as seen:
+            out = dense.forward(batch)
+        for path in paths[:-1]:
+            found.outputs[path].append(_output(seen[path]))
+        if paths:
+            last = _output(seen[paths[-1]]).reshape(out.shape)
+            found.before.append(out - last if additive[paths[-1]] else last)
+        return out
+
+    if through is not None:
+        through(run)
+    else:
+        dense.outputs = [run(batch) for batch in range(len(dense.batches))]
+    return found
+
+
+def _check_additive(dense: Visit, path: str, additive: dict[str, bool]) -> None:
+    """Find out, once for each path, whether silencing the linear takes exactly its output from the stream."""
+    if path in additive:
+        return
+    with watching(dense.module, [path]) as seen:
+        whole = dense.forward(0)
+    with silent(dense.module, path):
+        without = dense.forward(0)
+    added = _output(seen[path]).reshape(whole.shape).float()
+    missed = torch.linalg.vector_norm((whole - without).float() - added)
+    additive[path] = bool(missed <= ADDS * torch.linalg.vector_norm(added))
+
+
+def _output(seen: tuple[Tensor, Tensor | None]) -> Tensor:
+    assert seen[1] is not None
+    return seen[1]
+
+
 def solved(work: Work, todo: Sequence[Stage]) -> Iterator[Solved]:
     """Solve stage after stage, each with the new weights of those before it in place.
 
@@ -78,76 +136,45 @@ def solved(work: Work, todo: Sequence[Stage]) -> Iterator[Solved]:
     if not outputs:
         return
     last = outputs[-1]
-    _check_additive(work, last)
-    before: list[Tensor] = []  # by batch, (batch, length, width): see _look
+    path = last.linears[0].path
+    if work.end > work.dense.index and not work.additive[path]:
+        raise PruneError(
+            f"layers cannot be folded into {path}: its output is not added to the stream as it is", where="fold"
+        )
     with ExitStack() as past:  # a settled attention is not run again
         moved = False
         for stage in todo:
             if stage is last:
-                yield from _last(work, stage, before)
+                yield from _last(work, stage)
                 continue
             read: list[Tensor] = []
-            yield from _inside(work, stage, last, before, read)
-            path = stage.linears[0].path
-            if read and not moved and move_on(work.pruned, work.halves, path, read, work.additive):
+            yield from _inside(work, stage, path, read)
+            own = stage.linears[0].path
+            if read and not moved and move_on(work.pruned, work.halves, own, read, work.additive):
                 past.enter_context(left_out(work.pruned.module, [work.halves["attention"]]))
                 moved = True
         if moved:
             work.pruned.run()
 
 
-def _check_additive(work: Work, last: Stage) -> None:
-    """Find out, once for each path, whether silencing the linear takes exactly its output from the stream."""
-    path = last.linears[0].path
-    if path not in work.additive:
-        with watching(work.dense.module, [path]) as seen:
-            whole = work.dense.forward(0)
-        with silent(work.dense.module, path):
-            without = work.dense.forward(0)
-        added = _output(seen[path]).reshape(whole.shape).float()
-        missed = torch.linalg.vector_norm((whole - without).float() - added)
-        work.additive[path] = bool(missed <= ADDS * torch.linalg.vector_norm(added))
-    if work.end > work.dense.index and not work.additive[path]:
-        raise PruneError(
-            f"layers cannot be folded into {path}: its output is not added to the stream as it is", where="fold"
-        )
-
-
-def _output(seen: tuple[Tensor, Tensor | None]) -> Tensor:
-    assert seen[1] is not None
-    return seen[1]
-
-
-def _look(work: Work, path: str, out: Tensor, seen: tuple[Tensor, Tensor | None]) -> Tensor:
-    """What is kept of an uncut run for the last output linear: the stream before it adds to it, or its output."""
-    output = _output(seen).reshape(out.shape)
-    return out - output if work.additive[path] else output
-
-
-def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor], read: list[Tensor]) -> Iterator[Solved]:
+def _inside(work: Work, stage: Stage, last: str, read: list[Tensor]) -> Iterator[Solved]:
     """Solve a stage that is not the layer's last output: its linears should give what they gave in the uncut model.
 
-    The first run of the uncut layer also notes what the last stage needs. `read` is given what an output linear reads,
-    where the layer can be run on from there.
+    `read` is given what an output linear reads, where the layer can be run on from there.
     """
-    dense, pruned, path = work.dense, work.pruned, last.linears[0].path
+    dense, pruned = work.dense, work.pruned
     paths = [linear.path for linear in stage.linears]
-    first = not before
     pair = _Pair(work, stage)
     keeps = stage.output and sequential(work.halves, pruned.module)
     for b in range(len(dense.batches)):
-        with watching(dense.module, [*paths, path]) as seen:
-            out = dense.forward(b)
-        if first:
-            dense.outputs.append(out)
-            before.append(_look(work, path, out, seen[path]))
         mask = dense.mask(b)
-        rows = [(linear.rows, text(_output(seen[linear.path]), mask)) for linear in stage.linears]
+        given = _given(work, stage, b)
+        rows = [(linear.rows, text(given[linear.path], mask)) for linear in stage.linears]
         wanted = torch.cat([found if kept is None else found[:, kept.to(found.device)] for kept, found in rows], dim=1)
-        if stage.output and work.settings.share and work.additive[path]:
+        if stage.output and work.settings.share and work.additive[last]:
             missed = work.stream(dense.inputs[b], mask) - text(pruned.inputs[b], mask)
             wanted = wanted + work.settings.share * missed
-        with watching(pruned.module, paths, stop=True) as mine:
+        with watching(pruned.module, paths, stop="entered") as mine:
             until_seen(lambda b=b: pruned.forward(b))  # type: ignore[misc]
         if keeps:
             read.append(mine[paths[0]][0])
@@ -155,14 +182,21 @@ def _inside(work: Work, stage: Stage, last: Stage, before: list[Tensor], read: l
     yield from pair.solved()
 
 
-def _last(work: Work, stage: Stage, before: list[Tensor]) -> Iterator[Solved]:
+def _given(work: Work, stage: Stage, batch: int) -> dict[str, Tensor]:
+    """What a stage's linears give in the uncut layer, by path: as it was kept, or from a run as far as them."""
+    if stage.output:
+        kept = work.looked.outputs[stage.linears[0].path]
+        found, kept[batch] = kept[batch], kept[batch].new_empty(0)
+        return {stage.linears[0].path: found}
+    with watching(work.dense.module, [linear.path for linear in stage.linears], stop="left") as seen:
+        until_seen(lambda: work.dense.forward(batch))
+    return {path: _output(pair) for path, pair in seen.items()}
+
+
+def _last(work: Work, stage: Stage) -> Iterator[Solved]:
     """Solve the layer's last output linear: the stream should leave it, and the dropped ones after, as it did."""
     dense, pruned, path = work.dense, work.pruned, stage.linears[0].path
-    if not before:
-        for b in range(len(dense.batches)):
-            with watching(dense.module, [path]) as seen:
-                dense.outputs.append(dense.forward(b))
-            before.append(_look(work, path, dense.outputs[b], seen[path]))
+    before = work.looked.before
     ends = _run_to_end(work)
     pair = _Pair(work, stage)
     block = whole_block(pruned.module, path) if work.settings.rounds else ""
@@ -270,7 +304,7 @@ class _Pair:
         damping, total = DEFAULT_DAMPING if self.settings.damping is None else self.settings.damping, self.fitted
         if self.held is not None:
             damping = solve.best_damping(self.fitted, self.held, weight, bias, DAMPINGS, intercept=intercept)
-            total = solve.both(self.fitted, self.held)
+            total = solve.merge(self.fitted, self.held)
         found = solve.ridge(total, weight, bias, damping=damping, intercept=intercept)
         yield from self._apply(found, found.damping > damping, int(total.tokens))
 

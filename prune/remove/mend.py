@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from prune.errors import PruneError
-from prune.model.groups import HALVES
+from prune.model.groups import HALVES, Group
 from prune.model.model import Model
 from prune.model.overlay import Changes
 from prune.model.walk import Batch
+from prune.remove.at_once import Choosing, Cut, score_and_refit
 from prune.remove.compensate import How, compensate
 from prune.remove.cut import cut
 from prune.remove.refit import refit
@@ -50,30 +52,53 @@ def mend(
         return cut(model, plan)
     if batches is None:
         raise PruneError("refit and fold look at data; give the recipe a calibration", where="refit")
-    changes = Changes.large(model.tensors.bytes)
     if mending.refit is None and not mending.fold:
         if any(kind in plan for kind in WHOLE):
             return cut(model, plan)
-        record["compensated"] = COMPENSATED[mending.criterion]
-        return compensate(model, plan, batches, how=COMPENSATED[mending.criterion], changes=changes, **place)
+        how, changes = COMPENSATED[mending.criterion], Changes.large(model.tensors.bytes)
+        record["compensated"] = how
+        return compensate(model, plan, batches, how=how, changes=changes, **place)
     options = dict(mending.refit or {})
     reference = original if options.pop("reference", "original") == "original" and original is not None else model
     if any(reference.numbers[number] != model.numbers[number] for number in ("layers", "width")):
         record["warning"] = "refit against the model as this step found it: the original has other layers"
         reference = model
+    with _noted(record) as found:
+        return refit(
+            model,
+            plan,
+            batches,
+            reference=reference,
+            fold_only=mending.refit is None,
+            changes=Changes.large(model.tensors.bytes),
+            record=found,
+            **options,
+            **place,
+        )
+
+
+def mend_at_once(
+    model: Model,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    choosing: Choosing,
+    mending: Mending,
+    *,
+    record: dict[str, Any],
+    **place: Any,
+) -> Cut:
+    """Choose units and refit against the model itself in one walk, where `at_once.possible` says that it can be."""
+    options = {name: value for name, value in (mending.refit or {}).items() if name != "reference"}
+    changes = Changes.large(model.tensors.bytes)
+    with _noted(record) as found:
+        return score_and_refit(model, groups, batches, choosing, changes=changes, record=found, **options, **place)
+
+
+@contextmanager
+def _noted(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a refit puts on record, and a warning where it had too little text."""
     found: dict[str, Any] = {}
     record["refit"] = found
-    small = refit(
-        model,
-        plan,
-        batches,
-        reference=reference,
-        fold_only=mending.refit is None,
-        changes=changes,
-        record=found,
-        **options,
-        **place,
-    )
+    yield found
     if few := found.get("few_tokens"):
         record["warning"] = f"fewer calibration tokens than unknowns in {len(few)} linears ({few[0]} first): damped"
-    return small

@@ -8,7 +8,9 @@ https://arxiv.org/abs/2310.06694 among those who apply it to transformers). Noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -19,16 +21,16 @@ from prune.model import slots
 from prune.model.config import stacks
 from prune.model.model import Model
 from prune.model.overlay import Changes, changed
-from prune.model.walk import Batch, logits, walk
+from prune.model.walk import Batch, Visit, logits, walk
 from prune.progress import Progress
 from prune.remove.cut import checked, cut, halves, positions
 from prune.remove.cut import layers as kept_layers
 from prune.remove.divergence import divergence
-from prune.remove.layerfit import Linears, Settings, Solved, Work, solved
+from prune.remove.layerfit import DEFAULT_DAMPING, Linears, Settings, Solved, Work, look, solved
 from prune.remove.stages import stages
 
 Target = Literal["auto", "dense", "pruned", "residual"]
-TRIALS: tuple[Target, ...] = ("dense", "residual", "pruned")
+TRIALS: tuple[Target, ...] = ("dense", "residual")  # "pruned" was never the best of the three
 TRIAL_WINDOWS = (6, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
 
 
@@ -84,7 +86,7 @@ def refit(
     if narrower and target == "pruned":
         raise PruneError("the uncut layers cannot take a narrower stream; choose dense or residual", where="target")
     if target == "auto":
-        target = _best_target(model, reference, small, plan, batches, common, record, place)
+        target = best_target(model, reference, small, plan, batches, common, record, place)
     record.update(
         target=target, linears=linears, intercept=small.tensors.parameters > cut(model, plan).tensors.parameters
     )
@@ -111,7 +113,7 @@ def _before_dropped(model: Model, plan: Mapping[str, Sequence[int]]) -> frozense
     return found
 
 
-def _best_target(
+def best_target(
     model: Model,
     reference: Model,
     small: Model,
@@ -121,18 +123,23 @@ def _best_target(
     record: dict[str, Any],
     place: Mapping[str, Any],
 ) -> Target:
-    """The target whose refit on some windows leaves the least divergence on others."""
+    """The target whose refit on some windows leaves the least divergence on others.
+
+    Trials solve the output linears alone, with a damping of their own where none is given: they cost little, and rank
+    the targets as the whole refit does.
+    """
     fit, judge = trial_windows(batches)
     if not fit:
         return "residual"
     found: dict[str, float] = {}
     expected = list(logits(reference, judge, **place))
-    for name in TRIALS if _width(model, plan) is None else TRIALS[:2]:
-        settings = Settings(SHARES[name], name == "pruned", **{**common, "linears": "outputs", "rounds": 0})
+    damping = DEFAULT_DAMPING if common["damping"] is None else common["damping"]
+    for name in TRIALS:
+        settings = Settings(SHARES[name], False, "outputs", damping, common["intercept"])
         trial = fitted(model, reference, small, plan, fit, settings, Changes(), {}, place, None)
         found[name] = divergence(trial, reference, judge, expected=expected, **place)
     record["divergence"] = found
-    return min((name for name in TRIALS if name in found), key=found.__getitem__)
+    return min(TRIALS, key=found.__getitem__)
 
 
 def trial_windows(batches: Sequence[Batch], most: tuple[int, int] = TRIAL_WINDOWS) -> tuple[list[Batch], list[Batch]]:
@@ -156,6 +163,9 @@ def taken(batches: Sequence[Batch], start: int, stop: int) -> list[Batch]:
     return found
 
 
+Arrive = Callable[[Visit, Callable[[int], Tensor]], None]
+
+
 def fitted(
     model: Model,
     reference: Model,
@@ -167,29 +177,42 @@ def fitted(
     record: dict[str, Any],
     place: Mapping[str, Any],
     progress: Progress | None = None,
+    arrive: Arrive | None = None,
 ) -> Model:
-    """`small`, the cut of `model`, with its linears solved anew in one walk along the reference."""
-    kept = positions(model, checked(model, plan), plan)
+    """`small`, the cut of `model`, with its linears solved anew in one walk along the reference.
+
+    `arrive` is called in each layer of the reference before the cut one is read, with what runs a batch, and runs them
+    all; it may still change which units of that layer the plan keeps, though not how many.
+    """
     layers, gone = kept_layers(model, plan), halves(model, plan)
     width = _width(model, plan)
     uncut = walk(reference, batches, progress=progress, **place)
+    cut_stream = walk(small, batches, **place)
     touched = reference.tensors is not model.tensors or width is not None
     additive: dict[str, bool] = {}
-    for pruned, layer in zip(walk(small, batches, **place), layers, strict=True):
+    for index, layer in enumerate(layers):
         dense = next(visit for visit in uncut if visit.index == layer)
+        end = _end(model, layers, layer)
+        paths = [stage.linears[0].path for stage in stages(small, index, {}, width, inner=False)]
+        looked = None
+        if arrive is not None:
+            looked = look(dense, paths, additive, partial(arrive, dense))
+        pruned = next(cut_stream)
         if settings.own_stream:
             dense.inputs[:] = pruned.inputs
-        here = _within(kept, model.layer(layer))
-        end = _end(model, layers, layer)
+        here = _within(model, plan, layer)
         touched = touched or bool(here) or end > layer or layer in gone
         if not touched or (settings.only is not None and layer not in settings.only):
             continue
         inner = settings.linears == "all" and _same_shapes(model, reference, layer)
-        todo = stages(small, pruned.index, here, width, inner=inner)
+        todo = stages(small, index, here, width, inner=inner)
         todo = todo if settings.only is None else [stage for stage in todo if stage.output][-1:]
-        for found in solved(Work(dense, pruned, uncut, end, settings, additive, width, model.family.sublayers), todo):
-            _keep(changes, record, small.layer(pruned.index), found)
-    for _ in uncut:  # dropped layers may come last
+        looked = looked or look(dense, [stage.linears[0].path for stage in todo if stage.output], additive)
+        work = Work(dense, pruned, uncut, end, settings, looked, additive, width, model.family.sublayers)
+        for found in solved(work, todo):
+            _keep(changes, record, small.layer(index), found)
+        del dense, pruned, looked, work  # or they would stay in memory beside the next layer's
+    for _ in chain(cut_stream, uncut):  # what was dropped may come last
         pass
     return changed(small, changes)
 
@@ -200,9 +223,12 @@ def _width(model: Model, plan: Mapping[str, Sequence[int]]) -> Tensor | None:
     return torch.tensor(list(kept)) if len(kept) < model.numbers["width"] else None
 
 
-def _within(kept: Mapping[str, Mapping[int, Tensor]], root: str) -> dict[str, Mapping[int, Tensor]]:
+def _within(model: Model, plan: Mapping[str, Sequence[int]], layer: int) -> dict[str, Mapping[int, Tensor]]:
     """Kept positions of one layer's parameters, by their name in the layer."""
-    return {name.removeprefix(root + "."): dims for name, dims in kept.items() if name.startswith(root + ".")}
+    own = {name: kept for name, kept in plan.items() if not name.startswith("layers.") or f".{layer}." in name}
+    root = f"{model.layer(layer)}."
+    kept = positions(model, checked(model, own), own)
+    return {name.removeprefix(root): dims for name, dims in kept.items() if name.startswith(root)}
 
 
 def _end(model: Model, layers: Sequence[int], layer: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 DOUBLE_UP_TO = 4096  # inputs; wider Grams are summed and solved in float32
 LEAST_DAMPING = 1e-8  # what a damping of zero is raised to when the Gram is singular
+BLOCKS, LEAST_BLOCK = 4, 64  # a Gram's columns come in so many blocks, of as many at least
 TRIES = 16  # tenfold steps of damping; the last is far above any rounding error
 
 
@@ -47,7 +48,7 @@ def sums(inputs: int, outputs: int, device: str | torch.device = "cpu") -> Sums:
 
 def add(into: Sums, x: Tensor, target: Tensor) -> None:
     """Add tokens: inputs (tokens, inputs) and wanted outputs (tokens, outputs), float32."""
-    into.gram.add_(x.T @ x)
+    _add_gram(into.gram, x)
     into.cross.add_(x.T @ target)
     into.inputs.add_(x.sum(0))
     into.outputs.add_(target.sum(0))
@@ -55,15 +56,21 @@ def add(into: Sums, x: Tensor, target: Tensor) -> None:
     into.tokens.add_(len(x))
 
 
-def part(whole: Sums, kept: Tensor) -> Sums:
-    """The sums of some of the inputs, by their positions (kept,)."""
-    gram = whole.gram.index_select(0, kept).index_select(1, kept)
-    return Sums(gram, whole.cross[kept], whole.inputs[kept], whole.outputs, whole.energy, whole.tokens)
+def _add_gram(gram: Tensor, x: Tensor) -> None:
+    """Add x'x, of which what lies left of the diagonal is mirrored, block by block, rather than computed."""
+    size = max(-(-x.shape[1] // BLOCKS), LEAST_BLOCK)
+    for start in range(0, x.shape[1], size):
+        stop = start + size
+        found = x[:, start:stop].T @ x[:, start:]  # (block, block and what is right of it)
+        gram[start:stop, start:] += found
+        gram[stop:, start:stop] += found[:, size:].T
 
 
-def both(one: Sums, other: Sums) -> Sums:
-    """The sums over the tokens of both."""
-    return Sums(*(getattr(one, name) + getattr(other, name) for name in Sums.__dataclass_fields__))
+def merge(into: Sums, other: Sums) -> Sums:
+    """The sums over the tokens of both, in the first one's memory."""
+    for name in Sums.__dataclass_fields__:
+        getattr(into, name).add_(getattr(other, name))
+    return into
 
 
 def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, intercept: bool = False) -> Solution:
@@ -75,15 +82,16 @@ def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, i
     """
     gram, cross = _centred(found, bias, intercept)
     scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    diagonal = gram.diagonal().clone()
     used = damping
     factor = None
-    for _ in range(TRIES):
-        damped = gram.clone()
-        damped.diagonal().add_(used * scale)
-        factor, failed = torch.linalg.cholesky_ex(damped)
+    for _ in range(TRIES):  # the Gram is damped in its own memory
+        gram.diagonal().copy_(diagonal + used * scale)
+        factor, failed = torch.linalg.cholesky_ex(gram)
         if not failed and bool(torch.isfinite(factor).all()):
             break
         used = max(used * 10, LEAST_DAMPING)
+    gram.diagonal().copy_(diagonal)
     assert factor is not None
     start = weight.to(gram)
     solved = torch.cholesky_solve(cross + used * scale * start.T, factor).T

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,21 +64,23 @@ def _linear(model: Model, layer: int, piece: Slice, kept: Mapping[str, Mapping[i
 
 
 class _Reached(Exception):
-    """Everything that was watched has been seen; the rest of the layer need not be run."""
+    """What was watched has been seen; the rest of the layer need not be run."""
 
 
 @contextmanager
-def watching(layer: nn.Module, paths: Sequence[str], *, stop: bool = False) -> Iterator[Seen]:
+def watching(
+    layer: nn.Module, paths: Sequence[str], *, stop: Literal["entered", "left"] | None = None
+) -> Iterator[Seen]:
     """While inside, `seen` holds what entered and left the modules at `paths` in the last run of the layer.
 
-    With `stop` a run ends, through `until_seen`, as soon as the first of them has its input.
+    With `stop` a run ends, through `until_seen`, as soon as the first of them was entered, or the last of them left.
     """
     seen: Seen = {}
 
     def entered(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             seen[path] = (args[0], None)
-            if stop:
+            if stop == "entered":
                 raise _Reached
 
         return hook
@@ -85,6 +88,8 @@ def watching(layer: nn.Module, paths: Sequence[str], *, stop: bool = False) -> I
     def left(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             seen[path] = (args[0], output)
+            if stop == "left" and all(path in seen and seen[path][1] is not None for path in paths):
+                raise _Reached
 
         return hook
 

@@ -6,27 +6,23 @@ import inspect
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from prune import forecast, labels, rehearsal
 from prune.errors import PruneError
-from prune.model.groups import Group, Kind, groups
+from prune.model.groups import Kind, groups
 from prune.model.model import Model
 from prune.model.walk import Batch
-from prune.remove.choose import choose
-from prune.remove.cut import Plan, cut
+from prune.remove.cut import cut
+from prune.remove.decide import Decision, Surroundings, Wanted, check_amounts, decide
 from prune.remove.describe import in_words, notes
-from prune.remove.iterate import iterate
 from prune.remove.mend import Mending, mend
 from prune.remove.plan_file import read_plan
 from prune.remove.profile import profile
 from prune.remove.prove import prove
-from prune.remove.score import check_criterion, needs_data, options, score
+from prune.remove.score import needs_data, options
 from prune.remove.stream import measured
-from prune.remove.within import Search, within
 from prune.run import Calibration, Run
 from prune.steps._common import Count, Positive, Ratio, Share, calibration_batches, place
 
@@ -86,51 +82,19 @@ def remove(
     iterations: rounds in which the ratio is reached, each scored on what the last has left.
     """
     kinds = list(dict.fromkeys([what] if isinstance(what, str) else what))
-    name, settings = _criterion(criterion)
-    found = groups(run.model, kinds)
-    mending = Mending("" if plan else name, None if refit is False else {} if refit is True else refit, fold)
-    first: dict[str, Tensor] = {}  # the scores of the model as it came; later rounds count other units
+    name, settings = _criterion(criterion, run.seed)
     how: dict[str, Any] = {"scope": scope, "normalize": normalize, "multiple_of": multiple_of, "protect": protect}
-    idle = {"ratio": ratio, "count": count, "budget": budget, "uniform": uniform, "criterion": criterion, **how}
-    _check_amounts({**idle, "iterations": iterations}, plan, kinds)
+    wanted = Wanted(kinds, name, settings, how, ratio, count, budget, uniform, iterations)  # type: ignore[arg-type]
+    _check(run, wanted, {**how, "criterion": criterion}, plan)
+    mending = Mending("" if plan else name, None if refit is False else {} if refit is True else refit, fold)
+    found = groups(run.model, kinds)
     text = None if run.dry or run.calibration is None else calibration_batches(run)
     model = run.model
     if "width" in kinds and text is not None:
         model = measured(model, text, **place(run))
-
-    def plan_for(current: Model, share: float | None) -> Plan:
-        own = groups(current, kinds)
-        amount = {"ratio": share, "count": count, **how}
-        turned = settings if budget is not None else {**_angular(current, own, name, settings, amount), **settings}
-        scores = _scores(run, current, own, name, _rounds(name, turned, own, amount), text)
-        if current is model:
-            first.update(scores)
-        if budget is None:
-            return choose(current, own, scores, **amount)
-        search = Search(mending.refit, run.unfinished, run.record, place(run))
-        return within(
-            current,
-            own,
-            scores,
-            text,
-            {str(name): share for name, share in budget.items()},
-            search,
-            exact=name == "obs",
-            uniform=uniform,
-        )
-
-    if plan is not None:
-        chosen = read_plan(plan, kinds)
-    elif iterations > 1 and ratio is not None and not run.dry:
-        chosen = iterate(
-            model,
-            plan_for,
-            lambda so_far: mend(model, so_far, text, mending, original=run.original, record={}, **place(run)),
-            ratio=ratio,
-            iterations=iterations,
-        )
-    else:
-        chosen = plan_for(model, ratio)
+    at = Surroundings(text, run.original, run.unfinished, run.record, place(run), run.dry)
+    decided = Decision(read_plan(plan, kinds)) if plan is not None else decide(model, wanted, mending, at)
+    chosen = decided.plan
     small = cut(model, chosen)
     run.record.update(
         criterion=name if plan is None else None,
@@ -151,11 +115,13 @@ def remove(
     else:
         run.record["plan"] = chosen
         run.record["shape"] = [model.shape(), small.shape()]
-        if first:
-            run.record["scores"] = profile(found, first, chosen)
+        if decided.scores:
+            run.record["scores"] = profile(found, decided.scores, chosen)
         batch = _proof_batch(run)
         run.record["proof"] = prove(model, chosen, small, batch, device=run.device, progress=run.progress)
-        small = mend(model, chosen, text, mending, original=run.original, record=run.record, **place(run))
+        small = decided.small or mend(
+            model, chosen, text, mending, original=run.original, record=run.record, **place(run)
+        )
         run.warnings += [run.record.pop("warning")] if "warning" in run.record else []
         run.record["parameters"][1], run.record["bytes"][1] = small.tensors.parameters, small.tensors.bytes
         run.record["saved_as"] = small.config.model_type
@@ -165,27 +131,24 @@ def remove(
 remove.reads = ("plan",)  # type: ignore[attr-defined]  # options that name files
 
 
-def _criterion(given: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """A criterion's name and options."""
-    if isinstance(given, str):
-        return given, {}
-    if len(given) != 1:
+def _criterion(given: str | dict[str, dict[str, Any]], seed: int) -> tuple[str, dict[str, Any]]:
+    """A criterion's name and options, the run's seed among them where it takes one."""
+    if isinstance(given, dict) and len(given) != 1:
         raise PruneError("give one criterion, as in {magnitude: {norm: l1}}", where="criterion")
-    return next(iter(given.items()))
+    name, settings = (given, {}) if isinstance(given, str) else next(iter(given.items()))
+    return name, {**({"seed": seed} if "seed" in options(name) else {}), **settings}
 
 
-def _scores(
-    run: Run, model: Model, found: list[Group], name: str, settings: dict[str, Any], text: list[Batch] | None
-) -> dict[str, Tensor]:
-    """Scores by the criterion; in a dry run, zeros of the right shapes after every check that needs no weights."""
-    if "seed" in options(name):
-        settings = {"seed": run.seed, **settings}
-    check_criterion(found, name, settings)
-    if needs_data(name) and run.calibration is None:
-        raise PruneError(f"criterion {name!r} looks at data; give the recipe a calibration", where="criterion")
-    if run.dry:
-        return {group.name: torch.zeros(group.units) for group in found}
-    return score(model, found, text, criterion=name, **settings, **place(run))
+def _check(run: Run, wanted: Wanted, given: dict[str, Any], plan: str | None) -> None:
+    """PruneError for what the options and the recipe alone show to be wrong."""
+    given |= {name: getattr(wanted, name) for name in ("ratio", "count", "budget", "uniform", "iterations")}
+    parameters = inspect.signature(remove).parameters
+    idle = [name for name in parameters if name in given and given[name] != parameters[name].default]
+    check_amounts(wanted, idle=idle, plan=plan)
+    if plan is None and needs_data(wanted.criterion) and run.calibration is None:
+        raise PruneError(
+            f"criterion {wanted.criterion!r} looks at data; give the recipe a calibration", where="criterion"
+        )
 
 
 def _needs(run: Run, small: Model, *, walks: bool) -> dict[str, float]:
@@ -214,37 +177,3 @@ def _proof_text(run: Run) -> Calibration:
     windows_, tokens = PROOF_TOKENS
     assert run.calibration is not None
     return replace(run.calibration, samples=windows_, length=min(run.calibration.length, tokens))
-
-
-def _check_amounts(given: dict[str, Any], plan: str | None, kinds: list[Kind]) -> None:
-    """PruneError for options that do nothing beside others: where a plan says what stays, or a budget how much."""
-    parameters = inspect.signature(remove).parameters
-    idle = [name for name, value in given.items() if value != parameters[name].default]
-    if plan is not None and idle:
-        raise PruneError(f"does nothing beside a plan, which says what stays: {', '.join(idle)}", where=idle[0])
-    if given["budget"] is not None and {"ratio", "count", "iterations"} & set(idle):
-        raise PruneError("give either a budget, or a ratio or count with its iterations", where="budget")
-    if given["iterations"] > 1 and given["ratio"] is None:
-        raise PruneError("iterations reach a ratio; give one", where="iterations")
-    if given["iterations"] > 1 and len(kinds) > 1 and {"attention", "mlp"} & set(kinds):
-        raise PruneError("halves of layers go in steps of their own where there are iterations", where="iterations")
-
-
-def _rounds(name: str, settings: dict[str, Any], found: list[Group], amount: dict[str, Any]) -> dict[str, Any]:
-    """The greedy criterion drops as many as will go, one in each round, unless the recipe says otherwise."""
-    if name != "kl" or len({group.units for group in found}) > 1:
-        return settings
-    units = found[0].units
-    gone = amount["count"] if amount["count"] is not None else round(units * (amount["ratio"] or 0))
-    return {"rounds": min(gone, units - 1), **settings} if gone else settings
-
-
-def _angular(
-    model: Model, found: list[Group], name: str, settings: dict[str, Any], amount: dict[str, Any]
-) -> dict[str, Any]:
-    """Angular distance scores runs of layers, as long as what will be removed unless the recipe says otherwise."""
-    if name != "redundancy" or settings.get("distance") != "angular":
-        return {}
-    check_criterion(found, name, settings)
-    kept = choose(model, found, {group.name: torch.zeros(group.units) for group in found}, **amount)
-    return {"run": max(found[0].units - len(kept.get(found[0].name, range(found[0].units))), 1)}
