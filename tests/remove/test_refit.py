@@ -195,6 +195,41 @@ def test_folding_solves_the_one_linear_before_what_was_dropped() -> None:
         refit(model, {"layers": [1, 2, 3]}, BATCHES, fold_only=True)
 
 
+def test_the_folded_linear_is_ridge_on_what_leaves_the_dropped_layers() -> None:
+    module = tiny_model("llama", num_hidden_layers=4)
+    folded = refit(open_model(module), {"layers": [0, 1, 3]}, BATCHES, fold_only=True, damping=1e-2, intercept=False)
+    down = module.get_submodule("model.layers.1.mlp.down_proj")
+    seen: dict[str, torch.Tensor] = {}
+    down.register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out))
+    for i in (1, 2):
+        layer = module.get_submodule(f"model.layers.{i}")
+        layer.register_forward_hook(lambda _, __, out, i=i: seen.update({f"h{i}": out}))
+    inputs, targets = [], []
+    for batch in BATCHES:
+        with torch.no_grad():
+            module(**batch)
+        text = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        inputs.append(seen["x"][text])
+        targets.append((seen["h2"] - (seen["h1"] - seen["y"]))[text])  # h_b - h_attn
+    x, t, old = torch.cat(inputs).double(), torch.cat(targets).double(), down.weight.detach().double()
+    pull = 1e-2 * (x.T @ x).diagonal().mean() * torch.eye(x.shape[1])
+    expected = torch.linalg.solve(x.T @ x + pull, x.T @ t + pull @ old.T).T
+    found = folded.tensors.read("model.layers.1.mlp.down_proj.weight")
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_states_that_are_not_finite_name_the_layer() -> None:
+    module = tiny_model("llama")
+    with torch.no_grad():
+        module.get_submodule("model.layers.1.mlp.down_proj").weight.fill_(1e38)
+    model = open_model(module)
+    says = r"leave model\.layers\.1 are not finite; compute in float32 or bfloat16"
+    with pytest.raises(PruneError, match=says):
+        prune.score(model, groups(model, "channels"), BATCHES)
+    with pytest.raises(PruneError, match=says):
+        refit(model, {"layers.0.channels": list(range(80))}, BATCHES, target="dense")
+
+
 def test_rounds_of_gauss_newton_come_nearer_still(fixtures_folder) -> None:
     model = prune.open(str(fixtures_folder / "models" / "stories260K-llama"))
     source = str(fixtures_folder / "text" / "tinystories.jsonl")
