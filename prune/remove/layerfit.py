@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,14 +15,14 @@ from prune.model.family import Sublayer
 from prune.model.halves import left_out
 from prune.model.walk import Visit
 from prune.remove import gauss_newton, solve
+from prune.remove.looked import Halfway, Looked, output_of
 from prune.remove.onward import move_on, sequential
-from prune.remove.stages import Stage, set_weights, silent, text, until_seen, watching, weight_of
+from prune.remove.stages import Stage, set_weights, text, until_seen, watching, weight_of
 
 Linears = Literal["outputs", "all"]
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)  # tried for each stage
 DEFAULT_DAMPING = 1e-2  # where there is too little data to try
 HELD_OUT = 8  # one batch in so many judges a damping
-ADDS = 0.05  # relative difference up to which an output counts as added to the stream as it is; rounding is below it
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,6 @@ class Settings:
     intercept: bool
     rounds: int = 0  # of Gauss-Newton over the whole MLP, after its output was solved
     only: frozenset[int] | None = None  # layers whose last output linear alone is solved; None solves all
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What is kept of the uncut layer's one run, by batch: hidden states (batch, length, width)."""
-
-    outputs: dict[str, list[Tensor]]  # path of an output linear but the last -> its outputs
-    before: list[Tensor]  # the stream before the last one adds to it, or, where it adds not as it is, its output
 
 
 @dataclass(frozen=True)
@@ -76,55 +68,6 @@ class Solved:
     raised: bool
     tokens: int
     inputs: int
-
-
-def look(
-    dense: Visit,
-    paths: Sequence[str],
-    additive: dict[str, bool],
-    through: Callable[[Callable[[int], Tensor]], None] | None = None,
-) -> Looked:
-    """Send all batches through the uncut layer, once, and keep what solving its output linears at `paths` needs.
-
-    `through`, where something else looks on, is handed what runs a batch and runs them all.
-    """
-    found = Looked({path: [] for path in paths[:-1]}, [])
-    if paths:
-        _check_additive(dense, paths[-1], additive)
-
-    def run(batch: int) -> Tensor:
-        with watching(dense.module, paths) as seen:
-            out = dense.forward(batch)
-        for path in paths[:-1]:
-            found.outputs[path].append(_output(seen[path]))
-        if paths:
-            last = _output(seen[paths[-1]]).reshape(out.shape)
-            found.before.append(out - last if additive[paths[-1]] else last)
-        return out
-
-    if through is not None:
-        through(run)
-    else:
-        dense.outputs = [run(batch) for batch in range(len(dense.batches))]
-    return found
-
-
-def _check_additive(dense: Visit, path: str, additive: dict[str, bool]) -> None:
-    """Find out, once for each path, whether silencing the linear takes exactly its output from the stream."""
-    if path in additive:
-        return
-    with watching(dense.module, [path]) as seen:
-        whole = dense.forward(0)
-    with silent(dense.module, path):
-        without = dense.forward(0)
-    added = _output(seen[path]).reshape(whole.shape).float()
-    missed = torch.linalg.vector_norm((whole - without).float() - added)
-    additive[path] = bool(missed <= ADDS * torch.linalg.vector_norm(added))
-
-
-def _output(seen: tuple[Tensor, Tensor | None]) -> Tensor:
-    assert seen[1] is not None
-    return seen[1]
 
 
 def solved(work: Work, todo: Sequence[Stage]) -> Iterator[Solved]:
@@ -190,7 +133,7 @@ def _given(work: Work, stage: Stage, batch: int) -> dict[str, Tensor]:
         return {stage.linears[0].path: found}
     with watching(work.dense.module, [linear.path for linear in stage.linears], stop="left") as seen:
         until_seen(lambda: work.dense.forward(batch))
-    return {path: _output(pair) for path, pair in seen.items()}
+    return {path: output_of(pair) for path, pair in seen.items()}
 
 
 def _last(work: Work, stage: Stage) -> Iterator[Solved]:
@@ -202,18 +145,20 @@ def _last(work: Work, stage: Stage) -> Iterator[Solved]:
     block = whole_block(pruned.module, path) if work.settings.rounds else ""
     seen_by: list[Tensor] = []  # by batch, what enters the MLP and what should leave it: (tokens, width)
     targets: list[Tensor] = []
+    halfway = Halfway(work.additive[path] and not block)
     for b in range(len(dense.batches)):
         mask = pruned.mask(b)
         with watching(pruned.module, [path, block] if block else [path]) as mine:
-            out = text(pruned.forward(b), mask)
+            out = pruned.forward(b)
         if work.additive[path]:
             start = work.stream(before[b], mask)
             wanted = work.stream(ends[b], mask) - start
             if work.settings.share:
-                wanted = wanted + work.settings.share * (start - out + text(_output(mine[path]), mask))
+                wanted = wanted + work.settings.share * (start - text(out, mask) + text(output_of(mine[path]), mask))
         else:
             wanted = work.stream(before[b], mask)
         pair.add(b, text(mine[path][0], mask), wanted)
+        halfway.keep(b, mine[path][0], out, output_of(mine[path]))
         before[b] = before[b].new_empty(0)
         if block:
             seen_by.append(text(mine[block][0], mask))
@@ -222,6 +167,8 @@ def _last(work: Work, stage: Stage) -> Iterator[Solved]:
     yield from last
     if block:
         yield from _whole(work, block, seen_by, targets, last[0])
+    else:
+        pruned.outputs = halfway.outputs(pruned, path)
 
 
 def whole_block(layer: nn.Module, path: str) -> str:

@@ -26,12 +26,13 @@ from prune.progress import Progress
 from prune.remove.cut import checked, cut, halves, positions
 from prune.remove.cut import layers as kept_layers
 from prune.remove.divergence import divergence
-from prune.remove.layerfit import DEFAULT_DAMPING, Linears, Settings, Solved, Work, look, solved
+from prune.remove.layerfit import DEFAULT_DAMPING, Linears, Settings, Solved, Work, solved
+from prune.remove.looked import look
 from prune.remove.stages import stages
 
 Target = Literal["auto", "dense", "pruned", "residual"]
 TRIALS: tuple[Target, ...] = ("dense", "residual")  # "pruned" was never the best of the three
-TRIAL_WINDOWS = (6, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
+TRIAL_WINDOWS = (4, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
 
 
 SHARES = {"dense": 0.0, "residual": 1.0, "pruned": 0.0}

@@ -120,14 +120,14 @@ def test_a_refit_model_is_nearer_to_the_uncut_one(family: str, target: str) -> N
 
 def test_on_a_trained_model_text_not_calibrated_on_is_predicted_better() -> None:
     model = prune.open("bundled")
-    text = prune.batches("python-docs", model.tokenizer(), samples=48, length=128)
-    held = prune.windows("python-docs", model.tokenizer(), length=128, samples=8)
+    text = prune.batches("python-docs", model.tokenizer(), samples=24, length=128)
+    held = prune.windows("python-docs", model.tokenizer(), length=128, samples=4)
     found = groups(model, ["channels", "heads"])
     plan = choose(model, found, prune.score(model, found, text), ratio=0.25)
     record: dict = {}
     better = refit(model, plan, text, record=record)
     assert divergence(better, model, held) < 0.85 * divergence(cut(model, plan), model, held)
-    assert set(record["divergence"]) == {"dense", "residual", "pruned"}
+    assert set(record["divergence"]) == {"dense", "residual"}
     assert record["target"] == min(record["divergence"], key=record["divergence"].get)
 
 
