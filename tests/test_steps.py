@@ -106,10 +106,10 @@ def test_more_layers_than_there_are_is_known_before(criterion: dict[str, Any], e
 def test_angular_distance_is_of_runs_as_long_as_what_goes(
     amount: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prune.steps import remove as step
+    from prune.remove import decide
 
     given = []
-    monkeypatch.setattr(step, "check_criterion", lambda _, name, settings: given.append({name: settings}))
+    monkeypatch.setattr(decide, "check_criterion", lambda _, name, settings: given.append({name: settings}))
     remove = {"what": "layers", "criterion": {"redundancy": {"distance": "angular"}}, **amount}
     check({"model": "bundled", "calibration": {"data": "python-docs"}, "steps": [{"remove": remove}]})
     assert given[-1] == {"redundancy": {"distance": "angular", "run": 2}}
