@@ -193,22 +193,27 @@ def fitted(
     additive: dict[str, bool] = {}
     for index, layer in enumerate(layers):
         dense = next(visit for visit in uncut if visit.index == layer)
+        if settings.own_stream:
+            pruned = next(cut_stream)
+            dense.inputs[:] = pruned.inputs
         end = _end(model, layers, layer)
         paths = [stage.linears[0].path for stage in stages(small, index, {}, width, inner=False)]
-        looked = None
-        if arrive is not None:
-            looked = look(dense, paths, additive, partial(arrive, dense))
-        pruned = next(cut_stream)
-        if settings.own_stream:
-            dense.inputs[:] = pruned.inputs
+        paths = paths if settings.only is None else paths[-1:]
+        looked = None if arrive is None else look(dense, paths, additive, partial(arrive, dense))
         here = _within(model, plan, layer)
         touched = touched or bool(here) or end > layer or layer in gone
-        if not touched or (settings.only is not None and layer not in settings.only):
+        wanted = touched and (settings.only is None or layer in settings.only)
+        if wanted and looked is None:
+            looked = look(dense, paths, additive)
+        if looked is not None and settings.linears == "outputs":
+            dense.free()  # it was run, and the cut layer needs the room
+        if not settings.own_stream:
+            pruned = next(cut_stream)
+        if not wanted or looked is None:
             continue
         inner = settings.linears == "all" and _same_shapes(model, reference, layer)
         todo = stages(small, index, here, width, inner=inner)
         todo = todo if settings.only is None else [stage for stage in todo if stage.output][-1:]
-        looked = looked or look(dense, [stage.linears[0].path for stage in todo if stage.output], additive)
         work = Work(dense, pruned, uncut, end, settings, looked, additive, width, model.family.sublayers)
         for found in solved(work, todo):
             _keep(changes, record, small.layer(index), found)
