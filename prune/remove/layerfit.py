@@ -244,7 +244,8 @@ class _Pair:
 
     def solved(self) -> Iterator[Solved]:
         """Put new weights into the pruned layer, and give them."""
-        weight = torch.cat([weight_of(module).float() for module in self.modules])
+        weights = [weight_of(module).float() for module in self.modules]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biases = [module.bias.data.float() for module in self.modules if isinstance(module.bias, Tensor)]
         bias = torch.cat(biases) if len(biases) == len(self.modules) else None
         intercept = self.settings.intercept and bias is not None

@@ -5,7 +5,7 @@ Sums over tokens are all that is kept, so any number of tokens is solved in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 DOUBLE_UP_TO = 4096  # inputs; wider Grams are summed and solved in float32
 LEAST_DAMPING = 1e-8  # what a damping of zero is raised to when the Gram is singular
 BLOCKS, LEAST_BLOCK = 4, 64  # a Gram's columns come in so many blocks, of as many at least
+ROWS = 512  # outputs that are solved for at a time
 TRIES = 16  # tenfold steps of damping; the last is far above any rounding error
 
 
@@ -78,45 +79,56 @@ def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, i
 
     D is the mean of the Gram's diagonal and W0 the `weight` (outputs, inputs) that stands there now; without
     `intercept` the `bias` (outputs,) stays as it is. `damping` is raised tenfold until Cholesky succeeds, and what
-    was used is given back.
+    was used is given back. Beside the sums it takes the memory of a factor, and with `intercept` of one more Gram.
     """
-    gram, cross = _centred(found, bias, intercept)
+    mean = found.inputs / found.tokens
+    gram = torch.addr(found.gram, mean, found.inputs, alpha=-1) if intercept else found.gram
     scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    factor, used = _factor(gram, damping, scale)
+    fixed = None if intercept or bias is None else bias.to(gram)
+    new = torch.empty_like(weight)
+    biases = torch.empty(len(weight), dtype=gram.dtype, device=gram.device)
+    for rows in _blocks(len(weight)):
+        cross = found.cross[:, rows]  # (inputs, outputs of the block), its means or a fixed bias taken out
+        if intercept:
+            cross = torch.addr(cross, mean, found.outputs[rows], alpha=-1)
+        elif fixed is not None:
+            cross = torch.addr(cross, found.inputs, fixed[rows], alpha=-1)
+        solved = torch.cholesky_solve(torch.add(cross, weight[rows].T.to(gram) * (used * scale)), factor).T
+        new[rows] = solved.to(weight.dtype)
+        biases[rows] = (found.outputs[rows] - solved @ found.inputs) / found.tokens
+    return Solution(new, biases.to(weight.dtype) if intercept else bias, used)
+
+
+def _factor(gram: Tensor, damping: float, scale: Tensor) -> tuple[Tensor, float]:
+    """The Cholesky factor of a Gram, damped in its own memory, and the damping that it took."""
     diagonal = gram.diagonal().clone()
-    used = damping
     factor = None
-    for _ in range(TRIES):  # the Gram is damped in its own memory
-        gram.diagonal().copy_(diagonal + used * scale)
+    for _ in range(TRIES):
+        gram.diagonal().copy_(diagonal + damping * scale)
         factor, failed = torch.linalg.cholesky_ex(gram)
-        if not failed and bool(torch.isfinite(factor).all()):
+        if not failed and bool(torch.isfinite(factor.diagonal()).all()):
             break
-        used = max(used * 10, LEAST_DAMPING)
+        damping = max(damping * 10, LEAST_DAMPING)
     gram.diagonal().copy_(diagonal)
     assert factor is not None
-    start = weight.to(gram)
-    solved = torch.cholesky_solve(cross + used * scale * start.T, factor).T
-    if intercept:
-        bias = (found.outputs - solved @ found.inputs) / found.tokens
-    return Solution(solved.to(weight.dtype), None if bias is None else bias.to(weight.dtype), used)
+    return factor, damping
 
 
-def _centred(found: Sums, bias: Tensor | None, intercept: bool) -> tuple[Tensor, Tensor]:
-    """Gram and cross sums with means taken out (an intercept takes them up), or with a fixed bias taken out."""
-    if intercept:
-        mean = found.inputs / found.tokens
-        return found.gram - torch.outer(mean, found.inputs), found.cross - torch.outer(mean, found.outputs)
-    if bias is None:
-        return found.gram, found.cross
-    return found.gram, found.cross - torch.outer(found.inputs, bias.to(found.inputs))
+def _blocks(outputs: int) -> Iterator[slice]:
+    """The outputs, a block at a time: what is computed for all of them at once takes as much memory as the weight."""
+    return (slice(start, start + ROWS) for start in range(0, outputs, ROWS))
 
 
 def error(found: Sums, weight: Tensor, bias: Tensor | None = None) -> float:
     """The mean over tokens of |t - W x - b|^2, from the sums alone."""
-    w = weight.to(found.gram)
-    total = found.energy - 2 * (w.T * found.cross).sum() + ((w @ found.gram) * w).sum()
-    if bias is not None:
-        b = bias.to(found.gram)
-        total = total + found.tokens * b.square().sum() + 2 * b @ (w @ found.inputs - found.outputs)
+    total = found.energy.clone()
+    for rows in _blocks(len(weight)):
+        w = weight[rows].to(found.gram)
+        total += ((w @ found.gram) * w).sum() - 2 * (w.T * found.cross[:, rows]).sum()
+        if bias is not None:
+            b = bias[rows].to(found.gram)
+            total += found.tokens * b.square().sum() + 2 * b @ (w @ found.inputs - found.outputs[rows])
     return (total / found.tokens).item()
 
 
@@ -127,6 +139,6 @@ def best_damping(
 
     def miss(damping: float) -> float:
         found = ridge(fitted, weight, bias, damping=damping, intercept=intercept)
-        return error(held, found.weight.to(held.gram), found.bias)
+        return error(held, found.weight, found.bias)
 
     return min(choices, key=miss)
