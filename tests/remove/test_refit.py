@@ -11,7 +11,7 @@ from prune.model.groups import groups
 from prune.model.open import open as open_model
 from prune.model.overlay import Changes
 from prune.model.save import load, save
-from prune.remove import gauss_newton, solve
+from prune.remove import gauss_newton, looked, solve
 from prune.remove.choose import choose
 from prune.remove.cut import cut
 from prune.remove.divergence import divergence
@@ -60,6 +60,22 @@ def test_the_error_from_sums_is_the_mean_squared_error() -> None:
     weight, bias = torch.randn(3, 5), torch.randn(3)
     expected = (t - x @ weight.T - bias).square().sum(1).mean().item()
     assert solve.error(found, weight, bias) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [64, 257, 300])
+def test_the_gram_is_the_whole_of_it(inputs: int) -> None:
+    x, _, found = example(inputs=inputs)
+    torch.testing.assert_close(found.gram, (x.T @ x).double(), atol=1e-4, rtol=1e-5)
+
+
+def test_states_that_are_kept_are_those_that_another_run_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(tiny_model("llama"))
+    plan = plan_for(model)
+    kept = refit(model, plan, BATCHES, target="residual")
+    monkeypatch.setattr(looked, "KEPT", 0)
+    again = refit(model, plan, BATCHES, target="residual")
+    for name in kept.tensors.info:
+        torch.testing.assert_close(kept.tensors.read(name), again.tensors.read(name), atol=1e-4, rtol=1e-3)
 
 
 def test_a_singular_gram_is_damped_until_it_can_be_solved() -> None:
