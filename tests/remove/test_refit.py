@@ -228,7 +228,7 @@ def test_the_folded_linear_is_ridge_on_what_leaves_the_dropped_layers() -> None:
         inputs.append(seen["x"][text])
         targets.append((seen["h2"] - (seen["h1"] - seen["y"]))[text])  # h_b - h_attn
     x, t, old = torch.cat(inputs).double(), torch.cat(targets).double(), down.weight.detach().double()
-    pull = 1e-2 * (x.T @ x).diagonal().mean() * torch.eye(x.shape[1])
+    pull = 1e-2 * (x.T @ x).diagonal().mean() * torch.eye(x.shape[1], dtype=x.dtype)
     expected = torch.linalg.solve(x.T @ x + pull, x.T @ t + pull @ old.T).T
     found = folded.tensors.read("model.layers.1.mlp.down_proj.weight")
     torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-4)
