@@ -25,7 +25,7 @@ import prune
 from prune.remove.sensitivity import sensitivity
 
 model = prune.open("bundled")
-data = prune.batches("python-docs", model.tokenizer(), samples=4, length=128, seed=0)
+data = prune.batches("python-docs", model.tokenizer(), samples=2, length=128, seed=0)
 points = sensitivity(model, data, what=["channels", "heads", "layers"], ratios=(0.5,), criterion="wanda")
 
 # %% [markdown]
@@ -65,10 +65,10 @@ def run(name, **remove):
     recipe = {
         "model": "bundled",
         "output": str(place / name),
-        "calibration": {"data": "python-docs", "samples": 12, "length": 128},
+        "calibration": {"data": "python-docs", "samples": 8, "length": 128},
         "steps": [
             {"remove": {"what": ["channels", "heads"], "criterion": "obs", **remove}},
-            {"evaluate": {"perplexity": "python-docs", "samples": 12, "length": 128}},
+            {"evaluate": {"perplexity": "python-docs", "samples": 8, "length": 128}},
         ],
     }
     return prune.apply(recipe)

@@ -28,7 +28,7 @@ import prune
 
 model = prune.open("bundled")
 groups = prune.groups(model, ["channels", "heads"])
-data = prune.batches("python-docs", model.tokenizer(), samples=16, length=128, seed=0)
+data = prune.batches("python-docs", model.tokenizer(), samples=8, length=128, seed=0)
 
 criteria = ["random", "magnitude", "activation", "wanda", "flap", "taylor", "obs"]
 scores = {name: prune.score(model, groups, None if name in ("random", "magnitude") else data, criterion=name) for name in criteria}
@@ -74,7 +74,7 @@ small = {
     for name in criteria
     for ratio in ratios
 }
-found = prune.evaluate({"original": model, **small}, perplexity="python-docs", samples=8, length=128)["perplexity"]
+found = prune.evaluate({"original": model, **small}, perplexity="python-docs", samples=6, length=128)["perplexity"]
 
 figure, panel = plt.subplots(figsize=(6.4, 3), constrained_layout=True)
 order = sorted(criteria, key=lambda name: found[f"{name} 0.25"])

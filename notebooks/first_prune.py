@@ -18,7 +18,7 @@
 # at the weights alone, and **Wanda**, which multiplies them with what flows through. Which one keeps the model better,
 # and where do they disagree?
 #
-# The model and the text come with the package, so this runs anywhere in about a minute.
+# The model and the text come with the package, so this runs anywhere in a few seconds.
 
 # %%
 import matplotlib.pyplot as plt
@@ -39,7 +39,7 @@ for row in summary["groups"]:
 
 # %%
 groups = prune.groups(model, ["channels", "heads"])
-data = prune.batches("python-docs", model.tokenizer(), samples=32, length=256, seed=0)
+data = prune.batches("python-docs", model.tokenizer(), samples=16, length=128, seed=0)
 scores = {
     "magnitude": prune.score(model, groups, criterion="magnitude"),
     "wanda": prune.score(model, groups, data, criterion="wanda"),
@@ -88,7 +88,7 @@ for name, found in scores.items():
 
 # %%
 small["random"] = prune.cut(model, prune.choose(model, groups, prune.score(model, groups, criterion="random"), ratio=0.25))
-result = prune.evaluate({"original": model, **small}, perplexity="python-docs", samples=48, length=256)
+result = prune.evaluate({"original": model, **small}, perplexity="python-docs", samples=16, length=128)
 perplexity = {name: result["perplexity"][name] for name in ["original", "wanda", "magnitude", "random"]}
 
 figure, panel = plt.subplots(figsize=(6, 2.4), constrained_layout=True)
@@ -98,7 +98,7 @@ panel.set_xscale("log")
 panel.set_xlim(1, max(perplexity.values()) * 2)
 panel.invert_yaxis()
 panel.spines[["top", "right"]].set_visible(False)
-panel.set_xlabel(f"perplexity, {result['perplexity']['tokens']:,} held-out tokens, windows of 256 (log scale)")
+panel.set_xlabel(f"perplexity, {result['perplexity']['tokens']:,} held-out tokens, windows of 128 (log scale)")
 plt.show()
 
 # %%

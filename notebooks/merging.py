@@ -47,7 +47,7 @@ for name, lines in texts.items():
 
 # %%
 for name in texts:
-    train = {"data": str(place / f"{name}.txt"), "steps": 25, "length": 64, "batch_size": 8, "evaluate_every": 25}
+    train = {"data": str(place / f"{name}.txt"), "steps": 20, "length": 48, "batch_size": 8, "evaluate_every": 20}
     prune.apply({"model": "bundled", "output": str(place / name), "steps": [{"train": train}]})
 
 # %% [markdown]
@@ -73,7 +73,7 @@ models = {
     "ties": merged("ties", density=0.6),
 }
 found = {
-    name: prune.evaluate(models, perplexity=str(place / f"{name}-unseen.txt"), samples=12, length=64)["perplexity"]
+    name: prune.evaluate(models, perplexity=str(place / f"{name}-unseen.txt"), samples=8, length=64)["perplexity"]
     for name in texts
 }
 

@@ -30,12 +30,12 @@ output = Path(tempfile.mkdtemp()) / "small"
 recipe = {
     "model": "bundled",
     "output": str(output),
-    "calibration": {"data": "python-docs", "samples": 32, "length": 128},
+    "calibration": {"data": "python-docs", "samples": 16, "length": 128},
     "steps": [
         {"remove": {"what": ["channels", "heads"], "ratio": 0.33, "criterion": "wanda"}},
-        {"evaluate": {"perplexity": "python-docs", "samples": 16, "length": 128}},
-        {"distill": {"loss": "logits", "steps": 30, "data": "python-docs", "length": 128, "batch_size": 4, "evaluate_every": 6}},
-        {"evaluate": {"perplexity": "python-docs", "samples": 16, "length": 128}},
+        {"evaluate": {"perplexity": "python-docs", "samples": 8, "length": 128}},
+        {"distill": {"loss": "logits", "steps": 24, "data": "python-docs", "length": 64, "batch_size": 4, "evaluate_every": 6}},
+        {"evaluate": {"perplexity": "python-docs", "samples": 8, "length": 128}},
         {"export": {"format": "onnx"}},
     ],
 }

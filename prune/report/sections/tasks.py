@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prune.report.blocks import Block, Data, Facts, Plot, Prose, Rows, Section
-from prune.report.drawing import AFTER, BEFORE, CUT, GRID, INK, figure, plot, short, tidy
+from prune.report.drawing import AFTER, BEFORE, CUT, INK, figure, plot, short, tidy
 from prune.report.table import Table
 
 Measured = Mapping[str, Any]
+THICK = 0.36  # of a subject's bar, as a share of its row
 
 
 def section(facts: Facts) -> Section | None:
@@ -35,7 +36,7 @@ def _rows(task: str, before: Measured, after: Measured) -> list[tuple[str, ...]]
         one, other = before.get(metric), after.get(metric)
         if not isinstance(one if other is None else other, (int, float)):
             continue
-        change = f"{other - one:+.4f}" if isinstance(one, (int, float)) and isinstance(other, (int, float)) else ""
+        change = _signed(other - one, 4) if isinstance(one, (int, float)) and isinstance(other, (int, float)) else ""
         found.append((task, metric, _number(one), _number(other), change))
     return found
 
@@ -62,7 +63,7 @@ def _kmmlu(before: Measured, after: Measured) -> list[Block]:
     blocks: list[Block] = [Prose(said)]
     blocks.append(Rows(Table(("KMMLU", "before", "after", "change"), lines, frozenset({1, 2, 3}))))
     grouped = _grouped(either)
-    blocks += [_dumbbells(name, own, before, after, majority) for name, own in grouped.items() if own]
+    blocks += [_bars(name, own, before, after, majority) for name, own in grouped.items() if own]
     table = [_subject(name, before, after) for own in grouped.values() for name in own]
     head = ("subject", "questions", "before", "after", "change")
     blocks.append(Rows(Table(head, table, frozenset({1, 2, 3, 4})), "All subjects as a table"))
@@ -112,32 +113,32 @@ def percent(value: float | None) -> str:
 
 def points(before: float | None, after: float | None) -> str:
     """The change in percentage points."""
-    return "" if before is None or after is None else f"{100 * (after - before):+.1f}"
+    return "" if before is None or after is None else _signed(100 * (after - before), 1)
 
 
-def _dumbbells(group: str, subjects: list[str], before: Measured, after: Measured, majority: Any) -> Plot:
-    """A line for each subject, from before to after."""
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _bars(group: str, subjects: list[str], before: Measured, after: Measured, majority: Any) -> Plot:
+    """Two bars for each subject, the original's above."""
     order = sorted(subjects, key=lambda name: (accuracy(after, name) or accuracy(before, name) or 0, name))
     pairs = [(accuracy(before, name), accuracy(after, name)) for name in order]
-    with figure(5.0, 0.75 + 0.2 * len(order)) as drawn:
+    with figure(5.0, 0.9 + 0.27 * len(order)) as drawn:
         axes: Any = drawn.subplots()
-        for row, (one, other) in enumerate(pairs):
-            if one is not None and other is not None:
-                axes.plot([100 * one, 100 * other], [row, row], color=GRID, linewidth=3, solid_capstyle="round")
         for column, (label, colour) in enumerate((("before", BEFORE), ("after", AFTER))):
-            known = [(100 * pair[column], row) for row, pair in enumerate(pairs) if pair[column] is not None]  # type: ignore[operator]
+            known = [(row, 100 * value) for row, pair in enumerate(pairs) if (value := pair[column]) is not None]
             if known:
-                axes.scatter(*zip(*known, strict=True), color=colour, s=28, zorder=3, label=label, linewidth=0)
+                places, widths = zip(*known, strict=True)
+                shift = THICK / 2 if column == 0 else -THICK / 2
+                axes.barh([place + shift for place in places], widths, height=THICK, color=colour, label=label)
         if majority is not None:
-            axes.axvline(100 * majority, color=CUT, linewidth=1.1, linestyle=(0, (3, 3)), label="majority answer")
-        axes.set_yticks(
-            range(len(order)), [short(name.replace("_", " ").replace("-", " ")) for name in order], color=INK
-        )
-        axes.set_ylim(-0.7, len(order) - 0.3)
+            axes.axvline(100 * majority, color=CUT, linewidth=1.3, linestyle=(0, (3, 3)), label="majority answer")
+        names = [short(name.replace("_", " ").replace("-", " ")) for name in order]
+        axes.set_yticks(range(len(order)), names, color=INK)
+        axes.set_ylim(-0.6, len(order) - 0.4)
         axes.set_xlabel("correct, %")
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.9 / max(len(order), 4)), ncols=3, columnspacing=1.2
-        )
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, columnspacing=1.2)
         tidy(axes, grid="x")
         slug = "".join(c if c.isalnum() and c.isascii() else "-" for c in group.lower())[:40]
         rows = [(name, *pair, majority) for name, pair in zip(order, pairs, strict=True)]
