@@ -11,6 +11,13 @@ from prune.report.table import Table, size
 
 RISING = frozenset({"accuracy", "decode", "kmmlu"})  # more of these is better; of everything else less is
 
+MEASURED = {  # what a step says where it measured it, by the name that people give it
+    "perplexity": ("perplexity",),
+    "accuracy": ("accuracy",),
+    "latency": ("speed",),
+    "the score of tasks": ("tasks", "kmmlu"),
+}
+
 Records = Sequence[dict[str, Any]]  # {"word", "options", "record", "warnings"} per step
 
 
@@ -68,8 +75,9 @@ def changed_after(number: int, steps: Records) -> int | None:
 def overtaken(steps: Records) -> list[str]:
     """What was measured of a model that a later step changed, and not again, a line each."""
     said = []
-    for name, measure in (("perplexity", "perplexity"), ("accuracy", "accuracy"), ("latency", "speed")):
-        asked = [n for n, step in enumerate(steps) if {**step.get("options", {}), **step["record"]}.get(measure)]
+    for name, measures in MEASURED.items():
+        said_of = [{**step.get("options", {}), **step["record"]} for step in steps]
+        asked = [number for number, own in enumerate(said_of) if any(own.get(measure) for measure in measures)]
         changed = changed_after(asked[-1], steps) if asked else None
         if changed is not None:
             said.append(

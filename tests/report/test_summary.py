@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from prune.report import course, summary
+from prune.report.blocks import Facts
 from prune.report.card import card
+from prune.report.sections.result import tiles
 from prune.report.table import Table
 
 REMOVE = {"word": "remove", "options": {}, "record": {"saved_as": "llama", "parameters": [16, 8], "bytes": [64, 32]}}
@@ -31,6 +33,17 @@ def test_what_was_measured_before_the_model_changed_is_not_said_of_the_result() 
     assert len(notes) == 2
     assert notes[0].startswith("step 1 measures perplexity before step 2 changes the model")
     assert summary.as_data("done", "out", steps, [TIMED, {}])["changes"]["perplexity"]["after"] is None
+
+
+def test_so_it_is_with_tasks() -> None:
+    score = {"kmmlu": {"micro": 0.3, "shots": 5}}
+    tested = {"word": "evaluate", "options": {}, "record": {"tasks": {"before": score, "after": score}}}
+    assert summary.overtaken([tested, REMOVE])[0].startswith("step 1 measures the score of tasks before step 2 changes")
+    assert summary.overtaken([REMOVE, tested]) == []
+    named = [
+        [tile.name for tile in tiles(Facts({"steps": steps}, []))] for steps in ([tested, REMOVE], [REMOVE, tested])
+    ]
+    assert ["KMMLU, points" in names for names in named] == [False, True]
 
 
 def test_what_the_last_evaluation_measured_is() -> None:

@@ -59,8 +59,10 @@ def _speeds(facts: Facts) -> list[Tile]:
 
 def _kmmlu(facts: Facts) -> list[Tile]:
     """The score in points, beside what always giving the most frequent answer would score."""
-    tasks = [entry for _, entry in facts.records("tasks")]
-    before, after = ((tasks[-1].get(side) or {}).get("kmmlu") or {} if tasks else {} for side in ("before", "after"))
+    tasks = facts.records("tasks")
+    if not tasks or summary.changed_after(tasks[-1][0] - 1, facts.steps) is not None:
+        return []
+    before, after = ((tasks[-1][1].get(side) or {}).get("kmmlu") or {} for side in ("before", "after"))
     if "micro" not in before or "micro" not in after:
         return []
     one, other = 100 * before["micro"], 100 * after["micro"]

@@ -36,6 +36,9 @@ def _rows(task: str, before: Measured, after: Measured) -> list[tuple[str, ...]]
         one, other = before.get(metric), after.get(metric)
         if not isinstance(one if other is None else other, (int, float)):
             continue
+        if task.startswith("kmmlu"):
+            found.append((task, metric, percent(one), percent(other), points(one, other)))
+            continue
         change = _signed(other - one, 4) if isinstance(one, (int, float)) and isinstance(other, (int, float)) else ""
         found.append((task, metric, _number(one), _number(other), change))
     return found
