@@ -69,7 +69,7 @@ def comparison(entries: Sequence[Entry]) -> str:
     if any(plots):
         sections.append(Section("pareto", "What is paid for what", [one for one in plots if one]))
     sections.append(Section("cuts", "What each removed", [Rows(_removed(entries))]))
-    return render("comparison.html", names=[e.name for e in entries], sections=sections)
+    return render("comparison.html", names=[e.name for e in entries], sections=sections, alone=True)
 
 
 def _most(entries: Sequence[Entry]) -> list[Entry]:

@@ -36,6 +36,7 @@ def test_runs_measured_otherwise_are_listed_but_not_drawn() -> None:
     assert "measured perplexity on other text or otherwise, and not drawn with the rest: c" in said
     assert [s["id"] for s in page.of("section")] == ["runs", "pareto", "cuts"]
     assert len([d for d in page.of("div") if d.get("class") == "drawing"]) == 2
+    assert all(str(link["href"]).startswith("#") for link in page.of("a")), "no file lies beside a comparison"
     assert "1,000,000" in said and "31.2%" in said
     assert text == comparison([changed("a"), changed("b", parameters=1_000_000, after=11.0), changed("c", length=512)])
 
