@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class PruneError(Exception):
@@ -25,3 +26,13 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> PruneError:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return PruneError(f"unknown {kind} {str(name)!r}{hint} choices: {', '.join(names) or 'none'}")
+
+
+def need(library: str, extra: str, *, what: str, where: str | None = None) -> None:
+    """PruneError with the line that installs an extra of the package, when a library of it cannot be imported.
+
+    The line is the README's: it is run in the folder that holds the source.
+    """
+    if find_spec(library) is None:
+        name = library.replace("_", "-")
+        raise PruneError(f'{what} needs {name}, which is not installed: pip install ".[{extra}]"', where=where)

@@ -12,7 +12,7 @@ from typing import Any
 from prune import data, labels
 from prune.errors import PruneError
 from prune.model.model import Model
-from prune.run import Calibration
+from prune.run import Calibration, of_calibration
 
 
 def evaluation(
@@ -44,11 +44,11 @@ def accuracy(model: Model, source: str, *, length: int, label: str | None, **whe
 def calibration(model: Model, text: Calibration, *, seed: int) -> None:
     """PruneError for what `labels.calibration` will refuse, as far as it can be known without asking the Hub."""
     fits(model, text.length, where="calibration.length")
-    data.check(text.data, split=text.split)
-    if model.weights:
-        if not labels.of_images(model):
-            model.tokenizer()
-        if data.is_file(text.data):
+    if model.weights and not labels.of_images(model):
+        model.tokenizer()
+    with of_calibration():
+        data.check(text.data, split=text.split)
+        if model.weights and data.is_file(text.data):
             labels.calibration(model, **asdict(text), seed=seed)
 
 

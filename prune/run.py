@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from prune.errors import PruneError
 from prune.progress import Advance, Progress
 
 Positive = Annotated[int, Field(ge=1)]
+CALIBRATION = "calibration"  # the place of errors in the recipe's calibration; `calibration.length` is one of its keys
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Calibration:
     split: str | None = None
     streaming: bool = False
     batch_size: Positive = 8
+
+
+@contextmanager
+def of_calibration() -> Iterator[None]:
+    """Says of errors in the block that they are the calibration's, whatever step has met them."""
+    try:
+        yield
+    except PruneError as error:
+        raise PruneError(str(error), where=CALIBRATION) from error
 
 
 @dataclass

@@ -75,7 +75,7 @@ def test_a_model_without_tokenizer_is_known_before(llama_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "calibration", "expected"),
     [
-        ({"criterion": "magnitude"}, {"data": "short.txt"}, "short.txt: gives 0 windows of 64 tokens, 2 were asked"),
+        ({"criterion": "magnitude"}, {"data": "short.txt"}, "recipe calibration: short.txt: gives 0 windows of 64 tokens, 2 were asked"),
         ({"criterion": "magnitude"}, {"data": "~/short.txt"}, "gives 0 windows of 64 tokens"),
         ({"criterion": "wanda"}, {"data": "~/short.txt", "samples": 3}, "gives 0 windows of 512 tokens, 3 were asked"),
         ({"criterion": "magnitude", "fold": True}, {"data": "short.txt"}, "gives 0 windows of 512 tokens"),
@@ -87,6 +87,22 @@ def test_calibration_that_cannot_be_had_is_known_before(
     options: dict[str, Any], calibration: dict[str, Any] | None, expected: str
 ) -> None:
     assert expected in complaint({"remove": {"what": "channels", "ratio": 0.5, **options}}, calibration=calibration)
+
+
+def test_what_is_wrong_with_the_calibration_is_placed_there_and_not_at_the_step_that_meets_it() -> None:
+    recipe = "model: bundled\noutput: out\nsteps:\n  - {step}\ncalibration: {{data: short.txt}}\n"
+    wrong = Path("recipe.yaml")
+    for step in (
+        "remove: {what: channels, ratio: 0.5}",
+        "distill: {steps: 2}",
+        "train: {steps: 2, held_out: text.jsonl}",
+    ):
+        wrong.write_text(recipe.format(step=step))
+        with pytest.raises(PruneError, match="^recipe.yaml:5:1 calibration: short.txt: gives 0 windows of"):
+            check(wrong)
+    wrong.write_text(recipe.format(step="train: {steps: 2, data: short.txt}"))
+    with pytest.raises(PruneError, match=r"^recipe.yaml:4:\d+ steps\[0\].train: short.txt: gives 0 windows"):
+        check(wrong)
 
 
 @pytest.mark.parametrize(

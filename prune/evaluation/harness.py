@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +12,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from prune.errors import PruneError, unknown
+from prune.errors import PruneError, need, unknown
 from prune.evaluation.kmmlu import LETTERS, Subject, summary
 from prune.progress import silenced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EXTRA = 'pip install "prune-kit[eval]"'
 BOOTSTRAPS = 1000  # resamplings for the standard error of metrics that have no formula for it
 
 
 def check(names: Sequence[str]) -> None:
     """PruneError when lm-eval is not installed, or has no task, group or tag of such a name; it takes seconds."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise PruneError(f"these tasks need lm-eval: {EXTRA}", where="tasks")
+    need("lm_eval", "eval", what="scoring these tasks", where="tasks")
     known = _index().all_tasks
     for name in names:
         if name not in known:
@@ -101,8 +98,7 @@ def answered(
     seed: int = 0,
 ) -> dict[str, list[dict[str, Any]]]:
     """Subject -> what lm-eval says of each question, in order: `acc`, and `logprobs` of the choices in nats."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise PruneError(f"this scorer needs lm-eval: {EXTRA}", where="kmmlu")
+    need("lm_eval", "eval", what="this scorer", where="kmmlu")
     names = {_task(subject.name): subject.name for subject in subjects}
     with TemporaryDirectory() as folder:
         _write(Path(folder), subjects)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prune.document import Document
-from prune.errors import PruneError
+from prune.errors import PruneError, need
 from prune.merging.block import parameters
 from prune.merging.methods import method
 
@@ -135,12 +135,10 @@ def _proposals(
     start: Sequence[float], budget: int, seed: int
 ) -> Iterator[tuple[list[Sequence[float]], Callable[[list[float]], None]]]:
     """Generations of candidates, each with what to call with their measurements; the last is cut to the budget."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import cma
-    except ImportError:
-        raise PruneError("searching needs the package cma: pip install 'prune-kit[search]'", where="search") from None
+    need("cma", "search", what="searching", where="search")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import cma
     padded = [*start, 0.5] if len(start) == 1 else [*start]  # it does not search along a line
     settings = {"seed": seed + 1, "bounds": [0, 1], "verbose": -9, "verb_log": 0, "verb_disp": 0}
     strategy = cma.CMAEvolutionStrategy(padded, STEP, settings)

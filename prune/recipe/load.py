@@ -14,7 +14,7 @@ from prune.document import At, Document, read
 from prune.errors import PruneError, unknown
 from prune.recipe.bind import bind, defaults, show
 from prune.recipe.override import override
-from prune.run import Calibration
+from prune.run import CALIBRATION, Calibration
 
 Words = Mapping[str, Callable]  # step word -> function(run, **options)
 _PACKAGE = Path(__file__).parents[1]
@@ -71,7 +71,10 @@ class Step:
         return self.document.where((*self.at, option))
 
     def blame(self, error: PruneError) -> PruneError:
-        """The error, placed at this step, or at the option that the error names as its place."""
+        """The error, placed at this step, at the option that it names as its place, or at the recipe's calibration."""
+        at = tuple((error.where or "").split("."))
+        if at[0] == CALIBRATION and CALIBRATION in self.document.value:
+            return PruneError(error.message, where=self.document.where(at, key=True))
         option = error.where if error.where in self.bound else None
         return PruneError(error.message if option else str(error), where=self.where(option))
 

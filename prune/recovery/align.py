@@ -6,7 +6,6 @@ model as it came in. TRL keeps its checkpoints as pickles, so none are written: 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
-from prune.errors import PruneError
+from prune.errors import PruneError, need
 from prune.instructions import TEMPLATE, Message
 from prune.model.model import Model
 from prune.model.save import load
@@ -36,8 +35,7 @@ Preference = Mapping[str, Sequence[Message]]  # prompt, chosen, rejected
 
 def check(model: Model, training: Training) -> None:
     """PruneErrors that can be known before."""
-    if importlib.util.find_spec("trl") is None:
-        raise PruneError("needs TRL: pip install 'prune-kit[align]'", where="objective")
+    need("trl", "align", what="this objective", where="objective")
     head.refuse_others(model)
     trained.check(model, training.weights)
     if training.sharded:

@@ -59,8 +59,12 @@ def choose(
 
 
 def _check_amount(ratio: float | None, count: int | None) -> None:
-    if (ratio is None) == (count is None):
-        raise PruneError("give either ratio or count, and not both")
+    if ratio is None and count is None:
+        raise PruneError(
+            "nothing says how much to remove: give a ratio or a count; recipes take a budget or a plan too"
+        )
+    if ratio is not None and count is not None:
+        raise PruneError("ratio and count are both given; leave one out")
     if ratio is not None and not 0 <= ratio < 1:
         raise PruneError(f"ratio is the fraction removed, at least 0 and below 1, not {ratio}")
     if count is not None and count < 0:

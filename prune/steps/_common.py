@@ -10,7 +10,7 @@ from pydantic import Field
 from prune import labels
 from prune.measure import compute_dtype
 from prune.model.walk import Batch
-from prune.run import Run
+from prune.run import Run, of_calibration
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -31,4 +31,5 @@ def calibration_batches(run: Run) -> list[Batch]:
     """The recipe's calibration data as batches: text, with words masked for a model of those, or labelled examples."""
     chosen = run.calibration
     assert chosen is not None
-    return labels.calibration(run.model, **asdict(chosen), seed=run.seed)
+    with of_calibration():
+        return labels.calibration(run.model, **asdict(chosen), seed=run.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from prune.recovery.objective import Batch
 from prune.recovery.recover import Trained
 from prune.recovery.settings import Optimizer, Training
 from prune.recovery.weights import Lora, Weights
-from prune.run import Run
+from prune.run import CALIBRATION, Run, of_calibration
 from prune.steps._common import Positive, given
 
 HELD_OUT = 32  # windows
@@ -89,14 +90,16 @@ def text(
     split: str | None,
 ) -> tuple[list[Batch], list[Batch]]:
     """Windows to train on and windows to measure on, none of them in both; in a dry run as many as tell of slips."""
-    known = run.calibration
+    known, calibrated = run.calibration, source is None
     if source is None:
         if known is None:
             raise PruneError("training looks at text; give the step `data`, or the recipe a calibration", where="data")
         source, field, split = known.data, field or known.field, split or known.split
     long = length or (known.length if known else LENGTH)
     rehearsal.fits(run.model, long, where="length" if length else "calibration.length")
-    data.check(source, split=split)
+    own = of_calibration if calibrated else nullcontext
+    with own():
+        data.check(source, split=split)
     if held_out is not None:
         data.check(held_out)
     if chat and data.PYTHON_DOCS in (source, held_out):
@@ -116,12 +119,15 @@ def text(
         )
 
     if held_out is not None:
-        return draw(source, want, field=field, split=split), draw(held_out, 1 if run.dry else HELD_OUT)
-    rows = draw(source, want + (1 if run.dry else HELD_OUT), field=field, split=split)
+        with own():
+            rows = draw(source, want, field=field, split=split)
+        return rows, draw(held_out, 1 if run.dry else HELD_OUT)
+    with own():
+        rows = draw(source, want + (1 if run.dry else HELD_OUT), field=field, split=split)
     if len(rows) < 2:
         raise PruneError(
             f"gives 1 window of {long} tokens; one is trained on and another held out: take a shorter length",
-            where="data",
+            where=CALIBRATION if calibrated else "data",
         )
     aside = min(HELD_OUT, max(len(rows) // 5, 1))
     return rows[:-aside], rows[-aside:]

@@ -51,7 +51,7 @@ def train(
     """Train the model without a teacher; the weights best on held-out text are kept.
 
     objective: `clm` predicts what follows in text; `sft` learns the answers of instruction data, `dpo` to prefer the
-        chosen answers of preference data, both by TRL (`pip install 'prune-kit[align]'`).
+        chosen answers of preference data, both by TRL (`pip install ".[align]"`).
     steps: how often the weights are changed.
     data: text, instructions (messages; instruction and output; prompt and completion), or preferences (prompt, chosen,
         rejected); the calibration text when left out.

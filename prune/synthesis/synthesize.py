@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prune import files
-from prune.errors import PruneError
+from prune.errors import PruneError, need
 from prune.progress import Progress
 from prune.synthesis import answers, languages, output, rounds, seeds
 from prune.synthesis.attempt import Job
@@ -71,7 +71,7 @@ def synthesize(
 
 def check(settings: Settings, source: str | Path) -> None:
     """PruneError for what can be known before the writer is asked anything: seeds, languages, libraries."""
-    make.need("datasketch")
+    need("datasketch", "synthesize", what="synthesis")
     known = languages.load(settings.languages)
     only = languages.chosen(settings.language, known)
     if grid := settings.grid():

@@ -160,20 +160,19 @@ def test_a_recipe_records_what_is_the_same_on_every_run(tmp_path: Path) -> None:
         ({"kmmlu": {"data": "."}}, "has no Accounting-test.csv, Agricultural-Sciences-test.csv"),
         ({"kmmlu": {"data": ".", "subjects": "found"}, "shots": 0}, "no subject is there"),
         ({"kmmlu": {"subjects": ["Maths"]}}, "unknown subject 'Maths'; did you mean 'Math'?"),
-        ({"tasks": ["arc_easy"]}, 'pip install "prune-kit[eval]"'),
-        ({"kmmlu": {"scorer": "lm-eval"}}, 'pip install "prune-kit[eval]"'),
+        ({"tasks": ["arc_easy"]}, 'pip install ".[eval]"'),
+        ({"kmmlu": {"scorer": "lm-eval"}}, 'pip install ".[eval]"'),
         ({"kmmlu": {"data": "made-up", "subjects": "found"}, "shots": [0, 9]}, "Law has 5 solved questions, 9 shots"),
-        ({"kmmlu": {"data": "made-up", "subjects": "found"}, "tasks": ["arc_easy"]}, "prune-kit[eval]"),
+        ({"kmmlu": {"data": "made-up", "subjects": "found"}, "tasks": ["arc_easy"]}, ".[eval]"),
         ({"documents": "apart", "perplexity": "python-docs"}, "choices: joined, separate"),
     ],
 )
 def test_what_cannot_be_scored_is_known_before(
     options: dict[str, Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prune.evaluation import harness
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("prune.errors.find_spec", lambda _: None)
     (tmp_path / "made-up").mkdir()
     write(tmp_path / "made-up", ["Law"])
     with pytest.raises(PruneError) as caught:

@@ -168,9 +168,9 @@ def test_text_is_needed_from_somewhere() -> None:
 
 
 def test_trl_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("prune.errors.find_spec", lambda _: None)
     options = {**SHORT, "objective": "sft", "data": "talk.jsonl"}
-    assert "needs TRL: pip install 'prune-kit[align]'" in complaint(options, word="train")
+    assert "needs trl, which is not installed" in complaint(options, word="train")
 
 
 def test_teacher_and_student_with_different_vocabularies(fixtures_folder: Path) -> None:

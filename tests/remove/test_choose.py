@@ -105,8 +105,8 @@ def test_a_llama_without_biases_keeps_the_count_and_becomes_mistral() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "either ratio or count"),
-        ({"ratio": 0.5, "count": 1}, "either ratio or count"),
+        ({}, "give a ratio or a count"),
+        ({"ratio": 0.5, "count": 1}, "both given; leave one out"),
         ({"ratio": 1.0}, "at least 0 and below 1"),
         ({"ratio": -0.1}, "at least 0 and below 1"),
         ({"count": 4}, "layers.0.heads: removing 4 of 4 leaves nothing"),

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from typing import Any
 
-from prune.errors import PruneError
+from prune.errors import PruneError, need
 from prune.synthesis.writers.pace import Pace
 from prune.synthesis.writers.patience import Garbage, Patience, Refused, patiently
 from prune.synthesis.writers.writer import Replies, Reply, Request, Writer, estimated_tokens
@@ -100,10 +100,8 @@ def _payload(request: Request, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _sender(url: str, key: str | None, timeout: float) -> Any:
     """A function that posts one request and gives the raw bytes of the answer."""
-    try:
-        import openai
-    except ImportError:
-        raise PruneError("asking an endpoint needs openai: pip install 'prune-kit[synthesize]'") from None
+    need("openai", "synthesize", what="asking an endpoint", where="writer")
+    import openai
 
     client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=timeout)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prune.errors import PruneError
+from prune.errors import PruneError, need
 from prune.synthesis.settings import Endpoint, Local, writer_settings
 from prune.synthesis.writers.endpoint import endpoint
 from prune.synthesis.writers.function import function
@@ -27,7 +26,7 @@ def writer(given: Any, *, own: Model | None = None, device: str = "cpu", dtype: 
         return _from_object(given, device, dtype)
     found = writer_settings(given)
     if isinstance(found, Endpoint):
-        need("openai")
+        need("openai", "synthesize", what="an endpoint", where="writer")
         prices = (found.prices.get("prompt", 0.0), found.prices.get("reply", 0.0))
         rest = {name: value for name, value in vars(found).items() if name not in ("endpoint", "model", "prices")}
         return endpoint(found.endpoint, found.model, prices=prices, **rest)
@@ -38,7 +37,7 @@ def check(given: str | Mapping[str, Any], *, own: Model | None = None) -> None:
     """PruneError for what is known to be no writer from the config alone; reads no weights."""
     found = writer_settings(given)
     if isinstance(found, Endpoint):
-        need("openai")
+        need("openai", "synthesize", what="an endpoint", where="writer")
         return
     from prune.synthesis.writers.local import refuse
 
@@ -49,12 +48,6 @@ def fingerprint(given: str | Mapping[str, Any]) -> Any:
     """The bytes of a model that a config names; None for another's model, and for the recipe's own."""
     found = writer_settings(given)
     return _opened(found, headers=True).fingerprint() if isinstance(found, Local) and _here(found.model) else None
-
-
-def need(library: str) -> None:
-    """PruneError when a library of the extra is not installed."""
-    if find_spec(library) is None:
-        raise PruneError(f"synthesis needs {library}: pip install 'prune-kit[synthesize]'")
 
 
 def _from_object(given: Any, device: str, dtype: torch.dtype | None) -> Writer:
