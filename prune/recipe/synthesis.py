@@ -38,8 +38,9 @@ def synthesize(
     if target is None:
         raise PruneError("output is missing: name it in the config or with --output", where=found.document.name)
     try:
-        check(settings({**options, "seed": found.around.seed}), seeds)
-        make.check(writer)
+        made = settings({**options, "seed": found.around.seed})
+        check(made, seeds)
+        make.check(writer, made)
         if dry_run:
             files.refuse_occupied(Path(target), overwrite=True)
             return {"output": str(target), "state": "checked"}

@@ -88,7 +88,7 @@ def synthesize(
     )
     if run.dry:
         check(found, seeds)
-        make.check(writer, own=run.model)
+        make.check(writer, found, own=run.model)
         if writer == OWN_MODEL:
             run.record["needs"] = forecast.whole(run.model, copies=1, tokens=0, device=run.device)
         return

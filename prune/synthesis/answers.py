@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from prune.errors import PruneError
@@ -29,32 +29,52 @@ class Answers:
         self._index = index
         self._flushed = time.monotonic()
 
-    def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """The replies, in order; only what was never answered is asked. The same request twice is asked once."""
-        keys = [self._key(request) for request in requests]
-        once = dict(zip(keys, requests, strict=True))
-        order = list(once)
-        wanted = frozenset(place for place, key in enumerate(order) if self._place(key) is None)
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """(position, reply) of each request, those answered before first, and the others as they come.
+
+        Only what was never answered is asked. The same request twice is asked once.
+        """
+        places: dict[bytes, list[int]] = {}
+        for position, request in enumerate(requests):
+            places.setdefault(self._key(request), []).append(position)
+        wanted = []
+        for number, (key, own) in enumerate(places.items()):
+            found = self._recall(key)
+            if found is None:
+                wanted.append(number)
+            else:
+                yield from ((position, found) for position in own)
+        if wanted:
+            once = [requests[own[0]] for own in places.values()]
+            yield from self._new(list(places.items()), self.writer.answer(once, frozenset(wanted)))
+
+    def _new(
+        self, places: Sequence[tuple[bytes, list[int]]], replies: Iterator[tuple[int, Reply]]
+    ) -> Iterator[tuple[int, Reply]]:
         try:
-            for place, reply in self.writer.answer(list(once.values()), wanted) if wanted else ():
+            for number, reply in replies:
                 self.asked += 1
-                self._keep(order[place], reply)
+                key, own = places[number]
+                kept = self._keep(key, reply)
+                yield from ((position, kept) for position in own)
         finally:
             self._flush()
-        return [self._recall(key) for key in keys]
 
     def _key(self, request: Request) -> bytes:
         said = [self.writer.identity, request.prompt, request.tokens, request.temperature, request.seed]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
 
-    def _keep(self, key: bytes, reply: Reply) -> None:
+    def _keep(self, key: bytes, reply: Reply) -> Reply:
+        """Writes a reply down; gives it as it is recalled, without halves of surrogate pairs."""
         place = self._file.tell()
-        line = json.dumps({"key": key.hex(), **asdict(reply)}, ensure_ascii=False)
-        self._file.write(line.encode("utf-8", "replace") + b"\n")
+        kept = replace(reply, text=reply.text.encode("utf-8", "replace").decode())
+        line = json.dumps({"key": key.hex(), **vars(kept)}, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
         self._file.flush()
         self._index.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, place))
         if time.monotonic() - self._flushed > SECONDS:
             self._flush()
+        return kept
 
     def close(self) -> None:
         """Puts everything on the disk and lets go of the file."""
@@ -66,14 +86,11 @@ class Answers:
         os.fsync(self._file.fileno())
         self._flushed = time.monotonic()
 
-    def _place(self, key: bytes) -> int | None:
+    def _recall(self, key: bytes) -> Reply | None:
         row = self._index.execute("SELECT place FROM answers WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
-
-    def _recall(self, key: bytes) -> Reply:
-        place = self._place(key)
-        assert place is not None, key.hex()
-        self._reader.seek(place)
+        if row is None:
+            return None
+        self._reader.seek(row[0])
         found = _parsed(self._reader.readline())
         assert found and found[0] == key, key.hex()
         return found[1]

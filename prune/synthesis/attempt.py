@@ -1,9 +1,12 @@
-"""One chunk of drafts on its way: asked for, judged, answered, and eliminated where a rule says so."""
+"""One chunk of drafts on its way: asked for, judged, answered, and eliminated where a rule says so.
+
+Each reply is looked at as it comes, so that the rules take their time while others are still waited for.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prune.synthesis.answers import Answers
@@ -18,12 +21,12 @@ from prune.synthesis.items import Attempt, Item
 from prune.synthesis.languages import Language, fill
 from prune.synthesis.settings import Settings
 from prune.synthesis.tally import Tally
+from prune.synthesis.words import spoken
 from prune.synthesis.writers.writer import Reply, Request, estimated_tokens
 
 PASSED = "passed"
 JUDGE_TOKENS = 32
 Check = Callable[[Item, Draft], str | None]
-Tried = list[tuple[Attempt, Draft]]
 
 
 @dataclass(frozen=True)
@@ -36,23 +39,31 @@ class Job:
     tally: Tally
     language_of: Callable[[str], Language]  # of a text
 
-    def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """Replies, counted."""
-        replies = self.answers.ask(requests)
-        self.tally.spend(replies)
-        return replies
+    def ask(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Reply]]:
+        """(place, reply) of each request, counted, as they come."""
+        places = list(requests)
+        for position, reply in self.answers.ask(list(requests.values())):
+            self.tally.spend(reply)
+            yield places[position], replace(reply, text=spoken(reply.text))
 
 
-def attempt(drafts: Sequence[Draft], job: Job) -> list[Attempt]:
-    """What becomes of each draft, in order. An instruction is compared with those kept before it, in this chunk too."""
-    made = _instructions(drafts, job)
-    tried = [(Attempt(item), draft) for item, draft in zip(made, drafts, strict=True)]
-    for rule, check in _of_instructions(job):
-        tried = _ruled(tried, rule, check)
-    tried = _answered(_judged(tried, job), job)
-    for rule, check in _of_answers(job):
-        tried = _ruled(tried, rule, check)
-    return [_kept(each, job) for each, _ in tried]
+def attempt(drafts: Sequence[Draft], job: Job) -> Iterator[Attempt]:
+    """What becomes of each draft, in order, each once it is known.
+
+    An instruction is compared with those kept before it, in this chunk too.
+    """
+    tried = [Attempt(draft.item) for draft in drafts]
+    for place, item in _instructions(drafts, job):
+        tried[place] = _ruled(Attempt(item), drafts[place], _of_instructions(job))
+    for place, each in _judged(tried, drafts, job):
+        tried[place] = each
+    known: dict[int, Attempt] = {}
+    turn = 0
+    for place, each in _answered(tried, job):
+        known[place] = _ruled(each, drafts[place], _of_answers(job))
+        while turn in known:
+            yield _kept(known.pop(turn), job)
+            turn += 1
 
 
 def _of_instructions(job: Job) -> list[tuple[str, Check]]:
@@ -88,30 +99,36 @@ def most_tokens(draft: Draft, settings: Settings) -> tuple[int, int]:
     return prompts, replies
 
 
-def _ruled(tried: Tried, rule: str, check: Check) -> Tried:
-    """Every attempt that is not rejected yet, with what one rule finds."""
-    return [
-        (_verdict(each, rule, check(each.item, draft)) if not each.rejected else each, draft) for each, draft in tried
-    ]
+def _ruled(attempt: Attempt, draft: Draft, rules: Sequence[tuple[str, Check]]) -> Attempt:
+    """An attempt after these rules; the first that eliminates it is the last that is asked."""
+    for rule, check in rules:
+        if attempt.rejected:
+            break
+        attempt = _verdict(attempt, rule, check(attempt.item, draft))
+    return attempt
 
 
 def _verdict(attempt: Attempt, rule: str, why: str | None) -> Attempt:
     return Attempt(attempt.item.found(rule, why or PASSED), (rule, why) if why else None)
 
 
-def _instructions(drafts: Sequence[Draft], job: Job) -> list[Item]:
+def _instructions(drafts: Sequence[Draft], job: Job) -> Iterator[tuple[int, Item]]:
+    """(place, item) with its instruction: those that bring one, and then those that are written."""
     settings = job.settings
-    asked = [draft for draft in drafts if draft.prompt is not None]
-    requests = [
-        _request(job, draft.prompt or "", settings.instruction_tokens, settings.temperature, "instruction", draft.item)
-        for draft in asked
-    ]
-    said = iter(job.ask(requests))
-    texts = [written(next(said).text, d.template) if d.prompt is not None else d.item.instruction for d in drafts]
-    return [
-        replace(draft.item, instruction=text, language=job.language_of(text or draft.item.instruction).name)
-        for draft, text in zip(drafts, texts, strict=True)
-    ]
+    requests: dict[int, Request] = {}
+    for place, draft in enumerate(drafts):
+        if draft.prompt is None:
+            yield place, _told(draft, draft.item.instruction, job)
+        else:
+            how = (settings.instruction_tokens, settings.temperature, "instruction", draft.item)
+            requests[place] = _request(job, draft.prompt, *how)
+    for place, reply in job.ask(requests):
+        draft = drafts[place]
+        yield place, _told(draft, written(reply.text, draft.template), job)
+
+
+def _told(draft: Draft, text: str, job: Job) -> Item:
+    return replace(draft.item, instruction=text, language=job.language_of(text or draft.item.instruction).name)
 
 
 def _leaked(item: Item, draft: Draft) -> str | None:
@@ -129,50 +146,40 @@ def _of_answer(why: str | None) -> str | None:
     return f"the answer {why}" if why else None
 
 
-def _judged(tried: Tried, job: Job) -> Tried:
+def _judged(tried: Sequence[Attempt], drafts: Sequence[Draft], job: Job) -> Iterator[tuple[int, Attempt]]:
     """A judge compares each evolved instruction with its parent, and rates both."""
     if not job.settings.judge:
-        return tried
-    asked = [
-        (place, draft, _to_judge(draft.language, draft.parent, each.item))
-        for place, (each, draft) in enumerate(tried)
+        return
+    requests = {
+        place: _request(job, _to_judge(draft.language, draft.parent, each.item), JUDGE_TOKENS, 0.0, "judge", draft.item)
+        for place, (each, draft) in enumerate(zip(tried, drafts, strict=True))
         if draft.parent and not each.rejected
-    ]
-    requests = [_request(job, prompt, JUDGE_TOKENS, 0.0, "judge", draft.item) for _, draft, prompt in asked]
-    done = list(tried)
-    for (place, draft, _), reply in zip(asked, job.ask(requests), strict=True):
-        said = judging.verdict(reply.text, draft.language)
+    }
+    for place, reply in job.ask(requests):
+        said = judging.verdict(reply.text, drafts[place].language)
         why = judging.same(said)
-        item = replace(tried[place][0].item.found("same", why or said), ratings=judging.ratings(reply.text))
-        done[place] = (Attempt(item, ("same", why) if why else None), draft)
-    return done
+        item = replace(tried[place].item.found("same", why or said), ratings=judging.ratings(reply.text))
+        yield place, Attempt(item, ("same", why) if why else None)
 
 
 def _to_judge(language: Language, parent: Item, item: Item) -> str:
     return fill(language.prompts["judge"], parent=parent.instruction, instruction=item.instruction)
 
 
-def _answered(tried: Tried, job: Job) -> Tried:
-    """Answers for those that have none yet."""
+def _answered(tried: Sequence[Attempt], job: Job) -> Iterator[tuple[int, Attempt]]:
+    """(place, attempt) of all, with an answer where it is not rejected: those that need none, then as they come."""
     settings = job.settings
     name = "reasoned" if settings.chain_of_thought else "answer"
-    asked = [place for place, (each, _) in enumerate(tried) if not each.rejected and not each.item.answer]
-    requests = [
-        _request(
-            job,
-            fill(job.language_of(item.instruction).prompts[name], instruction=item.instruction),
-            settings.answer_tokens,
-            settings.temperature,
-            "answer",
-            item,
-        )
-        for item in (tried[place][0].item for place in asked)
-    ]
-    done = list(tried)
-    for place, reply in zip(asked, job.ask(requests), strict=True):
-        item = replace(tried[place][0].item, answer=reply.text, truncated=reply.truncated)
-        done[place] = (Attempt(item), tried[place][1])
-    return done
+    requests: dict[int, Request] = {}
+    for place, each in enumerate(tried):
+        if each.rejected or each.item.answer:
+            yield place, each
+        else:
+            asked = each.item.instruction
+            prompt = fill(job.language_of(asked).prompts[name], instruction=asked)
+            requests[place] = _request(job, prompt, settings.answer_tokens, settings.temperature, "answer", each.item)
+    for place, reply in job.ask(requests):
+        yield place, Attempt(replace(tried[place].item, answer=reply.text, truncated=reply.truncated))
 
 
 def _request(job: Job, prompt: str, tokens: int, temperature: float, purpose: str, item: Item) -> Request:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from prune.errors import unknown
+from prune.errors import PruneError, unknown
 from prune.synthesis.evolve import Draft, number
 from prune.synthesis.items import Item
 from prune.synthesis.languages import Language, fill
@@ -50,16 +49,24 @@ class Grid:
         return [*given, *(sorted(met, key=float) if with_numbers else met)]
 
 
-def check(settings: Diversify, language: Language) -> None:
-    """PruneError for kinds and formats that a language's data has not."""
-    choices: dict[str, tuple[list[str], dict[str, Any]]] = {
-        "kind": (settings.kinds, language.kinds),
-        "format": (settings.formats, language.formats),
-    }
-    for name, (asked, known) in choices.items():
-        for each in asked:
-            if each not in known:
-                raise unknown(f"{name} in {language.name}", each, known).at("diversify")
+def check(settings: Diversify, used: Sequence[Language], known: Iterable[Language]) -> None:
+    """PruneError for kinds and formats that no language has, and for a language in use that has none of them.
+
+    `used` are the languages of the seeds, as far as they are known.
+    """
+    for name, asked in (("kinds", settings.kinds), ("formats", settings.formats)):
+        every = {word: None for language in (used or known) for word in getattr(language, name)}
+        for word in asked:
+            if word not in every:
+                raise unknown(name.removesuffix("s"), word, every).at("diversify")
+        for language in used:
+            own = getattr(language, name)
+            if asked and not set(asked) & set(own):
+                raise PruneError(
+                    f"there are seeds in {language.name}, which has none of the {name} {', '.join(asked)}; "
+                    f"choices there: {', '.join(own)}",
+                    where="diversify",
+                )
 
 
 def drafts(
@@ -70,6 +77,7 @@ def drafts(
     difficulties = settings.difficulties or grid.scale()
     fallback = next(iter(grid.examples.values()))
     languages = {skill: language_of(grid.examples.get(skill, fallback)[0]) for skill in skills}
+    check(settings, list(languages.values()), ())
     subjects = _subjects(skills, languages, settings, seed, ask)
     cells = Counter({(skill, each): grid.cells[skill, each] for skill in skills for each in difficulties})
     for count in range(settings.items):
@@ -130,11 +138,14 @@ def _subjects(
 
 
 def _kind(language: Language, settings: Diversify, rng: random.Random) -> tuple[str, str]:
-    """A task kind and a format that fit each other; any format asked for where none of them fits the kind."""
-    kind = rng.choice(settings.kinds or list(language.kinds))
+    """A task kind and a format that fit each other; any format asked for where none of them fits the kind.
+
+    Of the kinds and formats asked for, those that the language has.
+    """
+    kind = rng.choice([each for each in settings.kinds if each in language.kinds] or list(language.kinds))
     fitting = language.kinds[kind]["formats"]
-    forms = [each for each in fitting if each in settings.formats] if settings.formats else fitting
-    return kind, rng.choice(forms or settings.formats)
+    asked = [each for each in settings.formats if each in language.formats]
+    return kind, rng.choice([each for each in fitting if each in asked] or asked or fitting)
 
 
 def lines(reply: str, most: int) -> list[str]:

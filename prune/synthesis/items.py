@@ -13,8 +13,8 @@ class Item:
     """One instruction, with its answer once there is one.
 
     `seed` is the row of the seeds it comes from, `parent` the item it was made of, `operations` the way there.
-    `ratings` are the judge's, of the parent's difficulty and its own, 1 to 10. `reply` is all the writer said where
-    the instruction could not be told from it.
+    `ratings` are the judge's, of the parent's difficulty and its own, 1 to 10. `truncated` when the answer stops where
+    its tokens ran out.
     """
 
     id: str

@@ -74,8 +74,12 @@ def _new(grid: diversify.Grid, job: Job) -> Iterator[Draft]:
     assert wanted
 
     def ask(asked: Sequence[tuple[str, int]]) -> list[str]:
-        requests = [Request(prompt, TOPIC_TOKENS, job.settings.temperature, seed) for prompt, seed in asked]
-        return [reply.text for reply in job.ask(requests)]
+        told = {
+            place: Request(prompt, TOPIC_TOKENS, job.settings.temperature, seed)
+            for place, (prompt, seed) in enumerate(asked)
+        }
+        replies = dict(job.ask(told))
+        return [replies[place].text for place in told]
 
     return diversify.drafts(
         grid,
@@ -121,11 +125,10 @@ def affordable(drafts: list[Draft], job: Job) -> int:
     left = job.tally.left(job.settings.limits())
     for count, draft in enumerate(drafts):
         prompts, replies = most_tokens(draft, job.settings)
-        prompt_price, price = job.tally.writer.prices
         costs = {
             "items": 1.0,
             "tokens": float(prompts + replies),
-            "money": (prompt_price * prompts + price * replies) / 1e6,
+            "money": job.tally.writer.money(prompts, replies),
         }
         left = {name: rest - costs[name] for name, rest in left.items()}
         if short := [name for name, rest in left.items() if rest < 0]:

@@ -39,11 +39,10 @@ def fingerprint(source: str) -> str:
     return files.sha256(_checked(source))
 
 
-def check(source: str | Path, *, field: str | None = None, split: str | None = None) -> None:
-    """PruneError for what is wrong with a local file, read to its end; the Hub is asked for nothing."""
+def known(source: str | Path, *, field: str | None = None, split: str | None = None) -> Iterator[Item]:
+    """The seeds of a local file; none of the Hub, which is asked for nothing. PruneError for what is wrong."""
     if _is_file(source):
-        for _ in seeds(source, field=field, split=split):
-            pass
+        yield from seeds(source, field=field, split=split)
     else:
         data.check(source, split=split)
 

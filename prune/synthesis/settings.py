@@ -46,6 +46,10 @@ class Endpoint:
     body: dict[str, Any] = field(default_factory=dict)
     prices: dict[str, Weight] = field(default_factory=dict)
 
+    def paid(self) -> tuple[float, float]:
+        """Money per million tokens, of prompts and of replies."""
+        return self.prices.get("prompt", 0.0), self.prices.get("reply", 0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -117,6 +121,16 @@ def settings(options: Mapping[str, Any]) -> Settings:
     made.limits()
     made.grid()
     return made
+
+
+def check_prices(settings: Settings, prices: tuple[float, float]) -> None:
+    """PruneError for a budget of money that nothing would count against."""
+    if settings.limits().money is not None and not any(prices):
+        raise PruneError(
+            "money is counted by the writer's prices and it has none: give it `prices: {prompt: ..., reply: ...}`, or "
+            "budget items or tokens",
+            where="budget",
+        )
 
 
 def writer_settings(given: str | Mapping[str, Any]) -> Local | Endpoint | None:

@@ -22,7 +22,7 @@ from prune.synthesis.diversify import check as check_grid
 from prune.synthesis.eliminate.similar import prepare
 from prune.synthesis.items import Attempt
 from prune.synthesis.page import page
-from prune.synthesis.settings import Settings, settings
+from prune.synthesis.settings import Settings, check_prices, settings
 from prune.synthesis.tally import Tally
 from prune.synthesis.writers import make
 from prune.synthesis.writers.writer import Writer
@@ -54,6 +54,7 @@ def synthesize(
     made = settings(options)
     check(made, seeds)
     ready = make.writer(writer, device=device, dtype=dtype)
+    check_prices(made, ready.prices)
     target = Path(folder).resolve()
     key = key_of(made, seeds, ready)
     if files.is_ours(target) and files.manifest(target).get("key") == key and not files.verify(target):
@@ -74,9 +75,12 @@ def check(settings: Settings, source: str | Path) -> None:
     need("datasketch", "synthesize", what="synthesis")
     known = languages.load(settings.languages)
     only = languages.chosen(settings.language, known)
+    met = {
+        (only or languages.tell(item.instruction, known.values())).name
+        for item in seeds.known(source, field=settings.field, split=settings.split)
+    }
     if grid := settings.grid():
-        check_grid(grid, only or known["en"])
-    seeds.check(source, field=settings.field, split=settings.split)
+        check_grid(grid, [known[name] for name in sorted(met)], known.values())
 
 
 def write(
@@ -127,6 +131,7 @@ def key_of(settings: Settings, source: str | Path, writer: Writer) -> str:
         seeds.fingerprint(str(source)),
         languages.digest(languages.load(settings.languages).values()),
         writer.identity,
+        writer.source,
     ]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 

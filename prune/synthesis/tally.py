@@ -77,7 +77,6 @@ class Tally:
     requests: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
-    money: float = 0.0
     seeds: Counter[tuple[str, str]] = field(default_factory=Counter)
     kept: Counter[tuple[str, str]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -91,12 +90,15 @@ class Tally:
     def attempted(self) -> int:
         return sum(each.attempted for each in self.rounds.values())
 
-    def spend(self, replies: Sequence[Reply]) -> None:
-        """Counts what replies took, whenever they were given."""
-        self.requests += len(replies)
-        self.prompt_tokens += sum(reply.prompt_tokens for reply in replies)
-        self.tokens += sum(reply.tokens for reply in replies)
-        self.money += sum(self.writer.money(reply) for reply in replies)
+    @property
+    def money(self) -> float:
+        return self.writer.money(self.prompt_tokens, self.tokens)
+
+    def spend(self, reply: Reply) -> None:
+        """Counts what a reply took, whenever it was given."""
+        self.requests += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.tokens += reply.tokens
 
     def add(self, attempt: Attempt) -> None:
         """Counts what became of an item."""

@@ -37,6 +37,14 @@ def overlap(one: set[str], other: set[str]) -> float:
     return len(one & other) / len(one | other) if one or other else 1.0
 
 
+def spoken(reply: str) -> str:
+    """A reply without the thoughts before it, `<think>...</think>`; nothing where they never end.
+
+    Where the chat template opens them, the reply has their end alone, on a line of its own.
+    """
+    return re.sub(r"\A(\s*<think>.*?(</think>|\Z)|((?!<think>).)*?^</think>\s*$)", "", reply, flags=re.S | re.M).strip()
+
+
 def run_in_common(text: str, template: str, size: int) -> str | None:
     """The first run of `size` words that a text shares with a template."""
     said = words(text)

@@ -12,7 +12,14 @@ import pytest
 
 import prune
 from prune.errors import PruneError
+from prune.synthesis import languages
 from prune.synthesis.answers import opened
+from prune.synthesis.attempt import Job, attempt
+from prune.synthesis.eliminate.similar import prepare
+from prune.synthesis.evolve import Draft
+from prune.synthesis.items import Item
+from prune.synthesis.settings import Settings
+from prune.synthesis.tally import Tally
 from prune.synthesis.writers.function import function
 from prune.synthesis.writers.writer import Reply, Request, Writer
 from tests.synthesis.script import text
@@ -28,9 +35,9 @@ def ask(path: Path, prompts: Sequence[str], *, seed: int = 0) -> tuple[list[str]
 
     requests = [Request(prompt, 5, 0.5, seed) for prompt in prompts]
     with opened(path, sqlite3.connect(":memory:", isolation_level=None), function(answer)) as answers:
-        replies = answers.ask(requests)
+        replies = dict(answers.ask(requests))
         assert answers.asked == len(asked)
-    return [reply.text for reply in replies], asked
+    return [replies[place].text for place in range(len(prompts))], asked
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
@@ -88,11 +95,51 @@ def test_a_named_file_serves_later_runs_with_other_settings(tmp_path: Path) -> N
     assert (before, len(asked)) == (4 + 2 * 2, 4 + 2 * 4) and found["attempted"] == 8
 
 
+def test_the_order_in_which_replies_come_leaves_no_trace(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds.json"
+    seeds.write_text(json.dumps([{"instruction": text("en", n % 9)} for n in range(12)]))
+    made = []
+    for step in (1, -1):
+
+        def answer(requests: Sequence[Request], wanted: frozenset[int], step: int = step):  # type: ignore[no-untyped-def]
+            for place in sorted(wanted)[::step]:
+                prompt = requests[place].prompt
+                said = "MORE 2 3" if "SAME" in prompt else "Sorry." if place % 5 == 4 else text("en", prompt)
+                yield place, Reply(said, len(prompt), len(said))
+
+        writer = Writer("w", "w", answer, prices=(0.1, 0.7))
+        prune.synthesize(tmp_path / f"out{step}", seeds=seeds, writer=writer, rounds=3)
+        made.append({each.name: each.read_bytes() for each in (tmp_path / f"out{step}").iterdir()})
+    first, second = made
+    assert {name for name in first if first[name] != second[name]} == {"timings.json"}
+    assert {row["rule"] for row in map(json.loads, first["rejected.jsonl"].splitlines())} == {"similar", "pleads"}
+
+
+def test_each_reply_is_looked_at_while_others_are_waited_for(tmp_path: Path) -> None:
+    given = 0
+
+    def answer(requests: Sequence[Request], wanted: frozenset[int]):  # type: ignore[no-untyped-def]
+        nonlocal given
+        for place in sorted(wanted):
+            given += 1
+            yield place, Reply(text("en", requests[place].prompt), 1, 1)
+
+    known = languages.load()["en"]
+    drafts = [Draft(Item(f"{n}", f"{n}", "s", "1", text("en", n)), known) for n in range(7)]
+    kept = sqlite3.connect(":memory:", isolation_level=None)
+    prepare(kept)
+    table, writer = sqlite3.connect(":memory:", isolation_level=None), Writer("w", "w", answer)
+    with opened(tmp_path / "answers.jsonl", table, writer) as answers:
+        job = Job(Settings(), answers, kept, Tally(writer), lambda _: known)
+        for number, _ in enumerate(attempt(drafts, job)):
+            assert given == number + 1
+
+
 def test_replies_in_any_order_find_their_places(tmp_path: Path) -> None:
     def backwards(requests: Sequence[Request], wanted: frozenset[int]):  # type: ignore[no-untyped-def]
         yield from ((place, Reply(requests[place].prompt.upper(), 1, 1)) for place in sorted(wanted, reverse=True))
 
     table = sqlite3.connect(":memory:", isolation_level=None)
     with opened(tmp_path / "answers.jsonl", table, Writer("w", "w", backwards)) as answers:
-        replies = answers.ask([Request(each, 1, 0, 0) for each in "abcab"])
-    assert [reply.text for reply in replies] == list("ABCAB")
+        replies = dict(answers.ask([Request(each, 1, 0, 0) for each in "abcab"]))
+    assert [replies[place].text for place in range(5)] == list("ABCAB")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import prune
+from prune.errors import PruneError
 from prune.synthesis.writers.writer import Reply, Request, Writer, estimated_tokens
 from tests.synthesis.script import text
 
@@ -59,6 +60,12 @@ def test_money_is_counted_by_the_writers_prices(tmp_path: Path) -> None:
     assert found["stopped"] == "money"
     assert spent["money"] == pytest.approx((spent["prompt_tokens"] + 4 * spent["tokens"]) / 1e6, abs=1e-6)
     assert 0.015 < spent["money"] <= 0.02
+
+
+def test_money_that_nothing_counts_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match=r"budget: money is counted by the writer's prices and it has none"):
+        run(tmp_path, {"money": 1.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["seeds.json"]
 
 
 def test_a_budget_that_is_not_reached_stops_nothing(tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ def test_given_skills_kinds_and_formats_are_kept_to() -> None:
     assert Counter(d.item.difficulty for d in made) == {"1": 6, "2": 6}
 
 
+def test_each_language_takes_the_kinds_that_it_has_of_those_asked_for() -> None:
+    wanted = Diversify(items=30, topics=1, subtopics=0, kinds=["글쓰기", "writing", "code"], formats=["json", "문단"])
+    own = {"a": KNOWN["en"], "b": KNOWN["ko"]}
+    made = drafts(
+        grid({("a", "1"): 1, ("b", "1"): 1}), wanted, seed=0, ask=lambda p: ["물"] * len(p),
+        language_of=lambda item: own[item.skill],
+    )  # fmt: skip
+    drawn = {(draft.item.skill, draft.item.kind, draft.item.format) for draft in made}
+    assert drawn == {("a", "writing", "json"), ("a", "code", "json"), ("b", "글쓰기", "문단")}
+
+
 def test_lists_are_read_without_their_bullets_and_doubles() -> None:
     reply = '1. Rivers\n2) Lakes\n- "Seas"\n* Rivers\n\n• Ponds.\nx\n' + "z" * 200
     assert lines(reply, 9) == ["Rivers", "Lakes", "Seas", "Ponds"]

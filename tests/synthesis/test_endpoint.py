@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -143,12 +144,14 @@ def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
     assert patience.retry_after({"retry-after": "2.5"}) == 2.5
     assert patience.retry_after({"retry-after": "-1"}) == 0
     assert 8 < (patience.retry_after({"retry-after": formatdate(time.time() + 10, usegmt=True)}) or 0) <= 10
-    assert patience.retry_after({"retry-after": "soon"}) is None
+    assert patience.retry_after({"retry-after": "1e300"}) == patience.LONGEST_HOLD
+    for nonsense in ("soon", "nan", "inf", "-inf"):
+        assert patience.retry_after({"retry-after": nonsense}) is None
     assert patience.retry_after({}) is None
 
 
 class Clock:
-    """Time that passes when somebody sleeps."""
+    """Time that passes when somebody waits for an event that never comes."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -156,7 +159,10 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    def is_set(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> None:
         self.now += seconds
 
 
@@ -171,7 +177,7 @@ def test_no_more_requests_go_out_in_a_minute_than_are_allowed(clock: Clock) -> N
     pace = Pace(requests=30)
     sent = []
     for _ in range(61):
-        pace.wait()
+        pace.wait(clock)  # type: ignore[arg-type]
         sent.append(clock.now)
     assert all(sum(start <= other < start + 60 for other in sent) <= 30 for start in sent)
     assert sent[-1] - sent[0] == pytest.approx(120)
@@ -180,15 +186,28 @@ def test_no_more_requests_go_out_in_a_minute_than_are_allowed(clock: Clock) -> N
 def test_nothing_goes_out_while_the_endpoint_asks_to_wait(clock: Clock) -> None:
     pace = Pace()
     pace.hold(7.0)
-    pace.wait()
+    pace.wait(clock)  # type: ignore[arg-type]
     assert clock.now == pytest.approx(107.0)
+
+
+def test_nobody_is_kept_waiting_by_a_run_that_has_ended() -> None:
+    pace, stop = Pace(requests=1), threading.Event()
+    pace.hold(3600.0)
+    waiting = [threading.Thread(target=pace.wait, args=(stop,), daemon=True) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    stop.set()
+    for thread in waiting:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in waiting)
+    pace.wait(stop)
 
 
 def test_tokens_of_a_minute_are_waited_for(clock: Clock) -> None:
     pace = Pace(tokens=100)
     sent = []
     for _ in range(9):
-        pace.wait()
+        pace.wait(clock)  # type: ignore[arg-type]
         sent.append(clock.now)
         pace.spent(50)
         clock.now += 1

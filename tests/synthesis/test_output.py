@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import re
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,19 @@ def test_an_output_is_whole_verified_and_ours(tmp_path: Path) -> None:
     (tmp_path / "out2/mine").write_text("x")
     with pytest.raises(PruneError, match="never replaced"):
         prune.synthesize(tmp_path / "out2", seeds=tmp_path / "seeds.json", writer=str.upper, overwrite=True)
+
+
+def test_a_finished_result_is_told_by_what_its_function_says(tmp_path: Path) -> None:
+    (tmp_path / "seeds.json").write_text('["Add 2 and 3"]')
+    for answer in ("It is 5", "Five"):
+        (tmp_path / "own.py").write_text(f"def writer(prompt):\n    return {answer!r}\n")
+        linecache.checkcache()
+        scope: dict[str, Any] = {}
+        exec(compile((tmp_path / "own.py").read_text(), str(tmp_path / "own.py"), "exec"), scope)
+        options = {"seeds": tmp_path / "seeds.json", "writer": scope["writer"], "rounds": 0}
+        done = [prune.synthesize(tmp_path / "out", overwrite=True, **options) for _ in range(2)]
+        assert [each["state"] for each in done] == ["done", "unchanged"]
+        assert answer in (tmp_path / "out/data.jsonl").read_text()
 
 
 def test_chain_of_thought_is_asked_for_where_it_is_wanted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from prune.synthesis.eliminate.meaningless import meaningless
 from prune.synthesis.eliminate.pleads import pleads
 from prune.synthesis.eliminate.same import ratings, same, verdict
 from prune.synthesis.eliminate.similar import add, nearest, prepare, similar
-from prune.synthesis.words import overlap, shingles
+from prune.synthesis.words import overlap, shingles, spoken
 
 KNOWN = languages.load()
 EN, KO = KNOWN["en"], KNOWN["ko"]
@@ -129,6 +129,22 @@ def test_a_judges_reply_is_read(language: languages.Language, reply: str, said: 
     assert verdict(reply, language) == said
     assert ratings(reply) == rated
     assert bool(same(said)) == (said == "same")
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("<think>\nMORE or SAME?\n</think>\n\nMORE 3 5", "MORE 3 5"),
+        ("  <think></think>Yes.", "Yes."),
+        ("Is it the SAME?\n</think>\nMORE 3 5", "MORE 3 5"),
+        ("<think> it never ends", ""),
+        ("A tag is closed by `</think>`, it says here.", "A tag is closed by `</think>`, it says here."),
+        ("First. <think>later</think>", "First. <think>later</think>"),
+        ("Plain.", "Plain."),
+    ],
+)
+def test_thoughts_before_a_reply_are_no_part_of_it(reply: str, said: str) -> None:
+    assert spoken(reply) == said
 
 
 @pytest.fixture

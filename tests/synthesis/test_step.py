@@ -33,6 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {"skill": "code", "difficulty": "easy", "instruction": f"def {name}():"} for name in ("area", "mean", "sort")
     ]
     Path("seeds.json").write_text(json.dumps(seeds))
+    Path("both.json").write_text(json.dumps([*seeds, "강 세 개를 말하세요."]))
 
 
 def test_the_step_and_the_settings_have_the_same_options_and_defaults() -> None:
@@ -105,8 +106,14 @@ def test_a_stopped_step_goes_on_from_what_was_answered(monkeypatch: pytest.Monke
         ({"operations": {"deep": 1.0}}, "unknown operation 'deep'; did you mean 'deepen'?"),
         ({"operations": {"deepen": 0.0}}, "all weights are 0"),
         ({"budget": {"items": 0}}, "option 'items' of budget"),
+        ({"budget": {"money": 1.0}}, "it has none: give it `prices: {prompt: ..., reply: ...}`"),
         ({"budget": {"dollars": 1}}, "unknown option of budget 'dollars'"),
-        ({"diversify": {"items": 2, "kinds": ["poem"]}}, "unknown kind in en 'poem'"),
+        ({"diversify": {"items": 2, "kinds": ["poem"]}}, "unknown kind 'poem'"),
+        ({"diversify": {"items": 2, "kinds": ["글쓰기"]}}, "unknown kind '글쓰기'"),
+        (
+            {"seeds": "both.json", "diversify": {"items": 2, "formats": ["표"]}},
+            "there are seeds in en, which has none of the formats 표",
+        ),
         ({"language": "de"}, "unknown language 'de'"),
         ({"languages": ["de.yaml"], "language": "de"}, "de.yaml: cannot be read"),
         ({"rounds": -1}, "rounds must be at least 0"),

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,15 @@ class _Written:
 
 def load(more: Sequence[str | Path] = ()) -> dict[str, Language]:
     """The languages that come with the package, after those of the files in `more`. PruneError where one is wrong."""
-    english = _language(FOLDER / "en.yaml", None)
-    own = [_language(path, english) for path in sorted(FOLDER.glob("*.yaml")) if path.stem != "en"]
+    *own, english = _packaged()
     return {language.name: language for language in [*(_language(Path(p), english) for p in more), *own, english]}
+
+
+@cache
+def _packaged() -> tuple[Language, ...]:
+    """The languages that come with the package, English last; their files are read once."""
+    english = _language(FOLDER / "en.yaml", None)
+    return (*(_language(path, english) for path in sorted(FOLDER.glob("*.yaml")) if path.stem != "en"), english)
 
 
 def names() -> list[str]:

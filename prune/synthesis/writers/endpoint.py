@@ -106,10 +106,8 @@ def _sender(url: str, key: str | None, timeout: float) -> Any:
     client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=timeout)
 
     def send(payload: dict[str, Any]) -> bytes:
-        first = {key: payload[key] for key in ("model", "messages")}
-        rest = {key: value for key, value in payload.items() if key not in first}
-        content: bytes = client.chat.completions.with_raw_response.create(**first, extra_body=rest).content
-        return content
+        # Bytes, because what is no completion must be told from one; that this spares half of the client's time, too.
+        return client.post("/chat/completions", cast_to=bytes, body=payload)
 
     return send
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 from prune.errors import PruneError
@@ -9,7 +10,11 @@ from prune.synthesis.writers.writer import Replies, Reply, Request, Writer, esti
 
 
 def function(call: Callable[[str], str]) -> Writer:
-    """Calls `call(prompt)` once per request, in order."""
+    """Calls `call(prompt)` once per request, in order.
+
+    It is known by its name: a run that goes on after the function was mended keeps what it had answered. A finished
+    result is told by the function's text, where there is one, too.
+    """
     name = getattr(call, "__name__", type(call).__name__)
 
     def answer(requests: Sequence[Request], wanted: frozenset[int]) -> Replies:
@@ -20,4 +25,11 @@ def function(call: Callable[[str], str]) -> Writer:
                 raise PruneError(f"must give text, not {text!r:.60}", where=f"writer {name}")
             yield position, Reply(text, estimated_tokens(prompt), estimated_tokens(text))
 
-    return Writer(name, ["function", name], answer)
+    return Writer(name, ["function", name], answer, source=_text(call))
+
+
+def _text(call: Callable[[str], str]) -> str | None:
+    try:
+        return inspect.getsource(call)
+    except (OSError, TypeError):  # typed in, or an object that is called
+        return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prune.errors import PruneError, need
-from prune.synthesis.settings import Endpoint, Local, writer_settings
+from prune.synthesis.settings import Endpoint, Local, Settings, check_prices, writer_settings
 from prune.synthesis.writers.endpoint import endpoint
 from prune.synthesis.writers.function import function
 from prune.synthesis.writers.writer import Writer
@@ -27,15 +27,15 @@ def writer(given: Any, *, own: Model | None = None, device: str = "cpu", dtype: 
     found = writer_settings(given)
     if isinstance(found, Endpoint):
         need("openai", "synthesize", what="an endpoint", where="writer")
-        prices = (found.prices.get("prompt", 0.0), found.prices.get("reply", 0.0))
         rest = {name: value for name, value in vars(found).items() if name not in ("endpoint", "model", "prices")}
-        return endpoint(found.endpoint, found.model, prices=prices, **rest)
+        return endpoint(found.endpoint, found.model, prices=found.paid(), **rest)
     return _local(found, own, device, dtype)
 
 
-def check(given: str | Mapping[str, Any], *, own: Model | None = None) -> None:
+def check(given: str | Mapping[str, Any], settings: Settings, *, own: Model | None = None) -> None:
     """PruneError for what is known to be no writer from the config alone; reads no weights."""
     found = writer_settings(given)
+    check_prices(settings, found.paid() if isinstance(found, Endpoint) else (0.0, 0.0))
     if isinstance(found, Endpoint):
         need("openai", "synthesize", what="an endpoint", where="writer")
         return

@@ -19,13 +19,16 @@ class Pace:
         self._next = 0.0
         self._spent: deque[tuple[float, int]] = deque()
 
-    def wait(self) -> None:
-        """Returns when the next request may go out."""
+    def wait(self, stop: threading.Event) -> None:
+        """Returns when the next request may go out, or once nothing is to go out any more."""
+        if stop.is_set():
+            return
         with self._lock:
             now = time.monotonic()
             start = max(now, self._next, self._paid(now))
             self._next = start + self.apart
-        time.sleep(max(start - now, 0.0))
+        if start > now:
+            stop.wait(start - now)
 
     def hold(self, seconds: float) -> None:
         """Nothing goes out for so long."""

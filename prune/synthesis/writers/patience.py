@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from prune.synthesis.writers.pace import Pace
 from prune.synthesis.writers.writer import Reply
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries, doubled each time
+LONGEST_HOLD = 3600.0  # seconds that an endpoint may ask to wait
 FATAL = (401, 403, 404)  # nothing that asking again would mend
 REFUSING = (400, 413, 422)  # the endpoint will not answer this one
 
@@ -44,7 +46,7 @@ def patiently(ask: Callable[[], Reply], patience: Patience, *, seed: int) -> Rep
 
     trouble: Exception | None = None
     for attempt in range(patience.retries + 1):
-        patience.pace.wait()
+        patience.pace.wait(patience.stop)
         if patience.stop.is_set():
             return None
         try:
@@ -80,13 +82,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if not said:
         return None
     try:
-        return max(float(said), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(said).timestamp() - time.time(), 0.0)
+        seconds = _seconds(said)
     except ValueError:
         return None
+    return min(max(seconds, 0.0), LONGEST_HOLD) if math.isfinite(seconds) else None
+
+
+def _seconds(said: str) -> float:
+    try:
+        return float(said)
+    except ValueError:
+        return parsedate_to_datetime(said).timestamp() - time.time()
 
 
 def in_words(error: Exception | None) -> str:

@@ -36,18 +36,20 @@ class Writer:
 
     It is given all requests so that what is computed together does not depend on which are answered already.
     `identity` is what another writer of the same name would differ in; the same request to the same identity is asked
-    once. `prices` are money per million tokens, of prompts and of replies.
+    once. `prices` are money per million tokens, of prompts and of replies. `source` tells a whole result from that of
+    another writer of this identity, whose answers may still be used by a run that goes on.
     """
 
     name: str
     identity: Any
     answer: Callable[[Sequence[Request], frozenset[int]], Replies]
     prices: tuple[float, float] = (0.0, 0.0)
+    source: str | None = None
 
-    def money(self, reply: Reply) -> float:
-        """What a reply cost."""
+    def money(self, prompt_tokens: int, tokens: int) -> float:
+        """What so many tokens of prompts and of replies cost."""
         prompt, said = self.prices
-        return (prompt * reply.prompt_tokens + said * reply.tokens) / 1e6
+        return (prompt * prompt_tokens + said * tokens) / 1e6
 
 
 def estimated_tokens(text: str) -> int:
