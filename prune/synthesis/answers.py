@@ -30,33 +30,41 @@ class Answers:
         self._flushed = time.monotonic()
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """(position, reply) of each request, those answered before first, and the others as they come.
+        """(position, reply) of each request, as they come; what was answered before comes first.
 
-        Only what was never answered is asked. The same request twice is asked once.
+        Only what was never answered is asked. The same request twice is asked once. With a writer that `grows`,
+        requests may be added while replies are taken.
         """
-        places: dict[bytes, list[int]] = {}
-        for position, request in enumerate(requests):
-            places.setdefault(self._key(request), []).append(position)
-        wanted = []
-        for number, (key, own) in enumerate(places.items()):
-            found = self._recall(key)
-            if found is None:
-                wanted.append(number)
-            else:
-                yield from ((position, found) for position in own)
-        if wanted:
-            once = [requests[own[0]] for own in places.values()]
-            yield from self._new(list(places.items()), self.writer.answer(once, frozenset(wanted)))
+        once: list[Request] = []  # what the writer is shown: each request once
+        keys: list[bytes] = []  # of those
+        wanted: set[int] = set()  # which of them it is to answer
+        waiting: dict[bytes, list[int]] = {}  # key -> the positions that wait for it
+        looked = 0
 
-    def _new(
-        self, places: Sequence[tuple[bytes, list[int]]], replies: Iterator[tuple[int, Reply]]
-    ) -> Iterator[tuple[int, Reply]]:
+        def answered() -> Iterator[tuple[int, Reply]]:
+            """Of what was added since, what is known already; the rest is put before the writer."""
+            nonlocal looked
+            while looked < len(requests):
+                position, looked = looked, looked + 1
+                key = self._key(requests[position])
+                found = self._recall(key)
+                if key not in waiting:
+                    waiting[key] = []
+                    wanted.update([len(once)] if found is None else [])
+                    once.append(requests[position])
+                    keys.append(key)
+                if found is None:
+                    waiting[key].append(position)
+                else:
+                    yield position, found
+
+        yield from answered()
         try:
-            for number, reply in replies:
+            for number, reply in self.writer.answer(once, wanted) if wanted else ():
                 self.asked += 1
-                key, own = places[number]
-                kept = self._keep(key, reply)
-                yield from ((position, kept) for position in own)
+                kept = self._keep(keys[number], reply)
+                yield from ((position, kept) for position in waiting[keys[number]])
+                yield from answered()
         finally:
             self._flush()
 

@@ -6,7 +6,7 @@ Each reply is looked at as it comes, so that the rules take their time while oth
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from prune.synthesis.answers import Answers
@@ -15,11 +15,12 @@ from prune.synthesis.eliminate.copied import copied
 from prune.synthesis.eliminate.leaked import leaked
 from prune.synthesis.eliminate.meaningless import meaningless
 from prune.synthesis.eliminate.pleads import pleads
-from prune.synthesis.eliminate.similar import add, similar
+from prune.synthesis.eliminate.similar import add, count, similar
 from prune.synthesis.evolve import Draft, number, written
 from prune.synthesis.items import Attempt, Item
 from prune.synthesis.languages import Language, fill
 from prune.synthesis.settings import Settings
+from prune.synthesis.talk import Talk, held
 from prune.synthesis.tally import Tally
 from prune.synthesis.words import spoken
 from prune.synthesis.writers.writer import Reply, Request, estimated_tokens
@@ -39,12 +40,11 @@ class Job:
     tally: Tally
     language_of: Callable[[str], Language]  # of a text
 
-    def ask(self, requests: Mapping[int, Request]) -> Iterator[tuple[int, Reply]]:
-        """(place, reply) of each request, counted, as they come."""
-        places = list(requests)
-        for position, reply in self.answers.ask(list(requests.values())):
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
+        """(position, reply) of each request, counted, as they come; see `Answers.ask`."""
+        for position, reply in self.answers.ask(requests):
             self.tally.spend(reply)
-            yield places[position], replace(reply, text=spoken(reply.text))
+            yield position, replace(reply, text=spoken(reply.text))
 
 
 def attempt(drafts: Sequence[Draft], job: Job) -> Iterator[Attempt]:
@@ -52,26 +52,55 @@ def attempt(drafts: Sequence[Draft], job: Job) -> Iterator[Attempt]:
 
     An instruction is compared with those kept before it, in this chunk too.
     """
-    tried = [Attempt(draft.item) for draft in drafts]
-    for place, item in _instructions(drafts, job):
-        tried[place] = _ruled(Attempt(item), drafts[place], _of_instructions(job))
-    for place, each in _judged(tried, drafts, job):
-        tried[place] = each
+    before = count(job.kept)
+    talks = [_talk(draft, job, before) for draft in drafts]
     known: dict[int, Attempt] = {}
     turn = 0
-    for place, each in _answered(tried, job):
-        known[place] = _ruled(each, drafts[place], _of_answers(job))
+    for place, each in held(talks, job.ask, grows=job.answers.writer.grows):
+        known[place] = each
         while turn in known:
             yield _kept(known.pop(turn), job)
             turn += 1
 
 
-def _of_instructions(job: Job) -> list[tuple[str, Check]]:
-    """The rules that need no answer, which spare the asking for one."""
+def _talk(draft: Draft, job: Job, before: int) -> Talk:
+    """One draft's way: its instruction is written, judged and answered, unless a rule ends it."""
+    settings, text = job.settings, draft.item.instruction
+    if draft.prompt is not None:
+        how = (settings.instruction_tokens, settings.temperature, "instruction", draft.item)
+        reply = yield _request(job, draft.prompt, *how)
+        text = written(reply.text, draft.template)
+    item = replace(draft.item, instruction=text, language=job.language_of(text or draft.item.instruction).name)
+    done = _ruled(Attempt(item), draft, _of_instructions(job, before))
+    if settings.judge and draft.parent and not done.rejected:
+        prompt = fill(draft.language.prompts["judge"], parent=draft.parent.instruction, instruction=text)
+        reply = yield _request(job, prompt, JUDGE_TOKENS, 0.0, "judge", draft.item)
+        done = _judged(done.item, reply, draft.language)
+    if not done.rejected and not done.item.answer:
+        name = "reasoned" if settings.chain_of_thought else "answer"
+        prompt = fill(job.language_of(text).prompts[name], instruction=text)
+        reply = yield _request(job, prompt, settings.answer_tokens, settings.temperature, "answer", draft.item)
+        done = Attempt(replace(done.item, answer=reply.text, truncated=reply.truncated))
+    return _ruled(done, draft, _of_answers(job))
+
+
+def _judged(item: Item, reply: Reply, language: Language) -> Attempt:
+    """What a judge found, who compares an evolved instruction with its parent and rates both."""
+    said = judging.verdict(reply.text, language)
+    why = judging.same(said)
+    item = replace(item.found("same", why or said), ratings=judging.ratings(reply.text))
+    return Attempt(item, ("same", why) if why else None)
+
+
+def _of_instructions(job: Job, before: int) -> list[tuple[str, Check]]:
+    """The rules that need no answer, which spare the asking for one.
+
+    Here instructions are compared with those kept `before` this chunk, so that it does not matter which reply is first.
+    """
     return [
         ("leaked", _leaked),
         ("meaningless", lambda item, _: meaningless(item.instruction, language=job.language_of(item.instruction))),
-        ("similar", lambda item, _: _similar(item, job)),
+        ("similar", lambda item, _: _similar(item, job, before)),
     ]
 
 
@@ -112,25 +141,6 @@ def _verdict(attempt: Attempt, rule: str, why: str | None) -> Attempt:
     return Attempt(attempt.item.found(rule, why or PASSED), (rule, why) if why else None)
 
 
-def _instructions(drafts: Sequence[Draft], job: Job) -> Iterator[tuple[int, Item]]:
-    """(place, item) with its instruction: those that bring one, and then those that are written."""
-    settings = job.settings
-    requests: dict[int, Request] = {}
-    for place, draft in enumerate(drafts):
-        if draft.prompt is None:
-            yield place, _told(draft, draft.item.instruction, job)
-        else:
-            how = (settings.instruction_tokens, settings.temperature, "instruction", draft.item)
-            requests[place] = _request(job, draft.prompt, *how)
-    for place, reply in job.ask(requests):
-        draft = drafts[place]
-        yield place, _told(draft, written(reply.text, draft.template), job)
-
-
-def _told(draft: Draft, text: str, job: Job) -> Item:
-    return replace(draft.item, instruction=text, language=job.language_of(text or draft.item.instruction).name)
-
-
 def _leaked(item: Item, draft: Draft) -> str | None:
     if draft.prompt is None:
         return None
@@ -138,48 +148,12 @@ def _leaked(item: Item, draft: Draft) -> str | None:
     return leaked(item.instruction, parent=parent, template=draft.template, language=draft.language)
 
 
-def _similar(item: Item, job: Job) -> str | None:
-    return similar(job.kept, item.instruction, most=job.settings.similarity)
+def _similar(item: Item, job: Job, before: int | None = None) -> str | None:
+    return similar(job.kept, item.instruction, most=job.settings.similarity, before=before)
 
 
 def _of_answer(why: str | None) -> str | None:
     return f"the answer {why}" if why else None
-
-
-def _judged(tried: Sequence[Attempt], drafts: Sequence[Draft], job: Job) -> Iterator[tuple[int, Attempt]]:
-    """A judge compares each evolved instruction with its parent, and rates both."""
-    if not job.settings.judge:
-        return
-    requests = {
-        place: _request(job, _to_judge(draft.language, draft.parent, each.item), JUDGE_TOKENS, 0.0, "judge", draft.item)
-        for place, (each, draft) in enumerate(zip(tried, drafts, strict=True))
-        if draft.parent and not each.rejected
-    }
-    for place, reply in job.ask(requests):
-        said = judging.verdict(reply.text, drafts[place].language)
-        why = judging.same(said)
-        item = replace(tried[place].item.found("same", why or said), ratings=judging.ratings(reply.text))
-        yield place, Attempt(item, ("same", why) if why else None)
-
-
-def _to_judge(language: Language, parent: Item, item: Item) -> str:
-    return fill(language.prompts["judge"], parent=parent.instruction, instruction=item.instruction)
-
-
-def _answered(tried: Sequence[Attempt], job: Job) -> Iterator[tuple[int, Attempt]]:
-    """(place, attempt) of all, with an answer where it is not rejected: those that need none, then as they come."""
-    settings = job.settings
-    name = "reasoned" if settings.chain_of_thought else "answer"
-    requests: dict[int, Request] = {}
-    for place, each in enumerate(tried):
-        if each.rejected or each.item.answer:
-            yield place, each
-        else:
-            asked = each.item.instruction
-            prompt = fill(job.language_of(asked).prompts[name], instruction=asked)
-            requests[place] = _request(job, prompt, settings.answer_tokens, settings.temperature, "answer", each.item)
-    for place, reply in job.ask(requests):
-        yield place, Attempt(replace(tried[place].item, answer=reply.text, truncated=reply.truncated))
 
 
 def _request(job: Job, prompt: str, tokens: int, temperature: float, purpose: str, item: Item) -> Request:

@@ -74,12 +74,10 @@ def _new(grid: diversify.Grid, job: Job) -> Iterator[Draft]:
     assert wanted
 
     def ask(asked: Sequence[tuple[str, int]]) -> list[str]:
-        told = {
-            place: Request(prompt, TOPIC_TOKENS, job.settings.temperature, seed)
-            for place, (prompt, seed) in enumerate(asked)
-        }
-        replies = dict(job.ask(told))
-        return [replies[place].text for place in told]
+        replies = dict(
+            job.ask([Request(prompt, TOPIC_TOKENS, job.settings.temperature, seed) for prompt, seed in asked])
+        )
+        return [replies[place].text for place in range(len(asked))]
 
     return diversify.drafts(
         grid,

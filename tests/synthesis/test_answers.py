@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import pytest
@@ -99,19 +100,23 @@ def test_the_order_in_which_replies_come_leaves_no_trace(tmp_path: Path) -> None
     seeds = tmp_path / "seeds.json"
     seeds.write_text(json.dumps([{"instruction": text("en", n % 9)} for n in range(12)]))
     made = []
-    for step in (1, -1):
+    for step, grows in ((1, False), (-1, False), (1, True), (-1, True)):
 
-        def answer(requests: Sequence[Request], wanted: frozenset[int], step: int = step):  # type: ignore[no-untyped-def]
-            for place in sorted(wanted)[::step]:
-                prompt = requests[place].prompt
-                said = "MORE 2 3" if "SAME" in prompt else "Sorry." if place % 5 == 4 else text("en", prompt)
+        def answer(requests: Sequence[Request], wanted: Set[int], step: int = step):  # type: ignore[no-untyped-def]
+            done: set[int] = set()
+            while left := sorted(wanted - done):
+                place = left[::step][0]
+                done.add(place)
+                prompt, seed = requests[place].prompt, requests[place].seed
+                said = "MORE 2 3" if "SAME" in prompt else "Sorry." if seed % 5 == 4 else text("en", prompt)
                 yield place, Reply(said, len(prompt), len(said))
 
-        writer = Writer("w", "w", answer, prices=(0.1, 0.7))
-        prune.synthesize(tmp_path / f"out{step}", seeds=seeds, writer=writer, rounds=3)
-        made.append({each.name: each.read_bytes() for each in (tmp_path / f"out{step}").iterdir()})
-    first, second = made
-    assert {name for name in first if first[name] != second[name]} == {"timings.json"}
+        writer = Writer("w", "w", answer, prices=(0.1, 0.7), grows=grows)
+        prune.synthesize(tmp_path / "out", seeds=seeds, writer=writer, rounds=3)
+        made.append({each.name: each.read_bytes() for each in (tmp_path / "out").iterdir()})
+        shutil.rmtree(tmp_path / "out")
+    first = made[0]
+    assert all({name for name in first if first[name] != other[name]} == {"timings.json"} for other in made[1:])
     assert {row["rule"] for row in map(json.loads, first["rejected.jsonl"].splitlines())} == {"similar", "pleads"}
 
 

@@ -100,7 +100,8 @@ def test_what_cannot_write_is_refused() -> None:
 
 
 def seeds(count: int) -> None:
-    names = [f"{verb}_{noun}" for verb in ("read", "sort", "join", "count", "trim") for noun in "abcdefgh"][:count]
+    verbs = ("read", "sort", "join", "count", "trim")
+    names = [f"{verb}_{noun}" for noun in "abcdefghijklmnopqrstuvwx" for verb in verbs][:count]
     rows = [{"skill": name[0], "difficulty": "easy", "instruction": f"def {name}(value): # {name}"} for name in names]
     Path("seeds.json").write_text(json.dumps(rows))
 
@@ -118,7 +119,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_bundled_model_tries_200_items_that_distill_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    seeds(40)
+    seeds(120)
     options = {"rounds": 9, "budget": {"items": 200}, "instruction_tokens": 8, "answer_tokens": 6}
     writer = {"model": "bundled", "batch_size": 50}
     found = prune.synthesize("out", seeds="seeds.json", writer=writer, judge=False, **options)

@@ -19,9 +19,9 @@ ROWS = 4  # hashes in a band: two texts that share 0.7 of their shingles share t
 CANDIDATES = 20  # at most so many are compared exactly, those that share most bands
 
 
-def similar(kept: sqlite3.Connection, instruction: str, *, most: float) -> str | None:
-    """Whether a kept instruction shares `most` (Jaccard) or more of its shingles with this one."""
-    share, name = nearest(kept, instruction)
+def similar(kept: sqlite3.Connection, instruction: str, *, most: float, before: int | None = None) -> str | None:
+    """Whether one of the kept (of the first `before`) shares `most` (Jaccard) or more of its shingles with this one."""
+    share, name = nearest(kept, instruction, before=before)
     return f"{share:.0%} the same as {name}" if share >= most else None
 
 
@@ -31,21 +31,28 @@ def prepare(kept: sqlite3.Connection) -> None:
     kept.execute("CREATE TABLE bands (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID")
 
 
+def count(kept: sqlite3.Connection) -> int:
+    """How many instructions are kept."""
+    found: int = kept.execute("SELECT COALESCE(MAX(number), 0) FROM instructions").fetchone()[0]
+    return found
+
+
 def add(kept: sqlite3.Connection, name: str, instruction: str) -> None:
     """Counts an instruction among the kept ones."""
     number = kept.execute("INSERT INTO instructions (name, text) VALUES (?, ?)", (name, instruction)).lastrowid
     kept.executemany("INSERT INTO bands VALUES (?, ?)", [(band, number) for band in _bands(instruction)])
 
 
-def nearest(kept: sqlite3.Connection, instruction: str) -> tuple[float, str]:
+def nearest(kept: sqlite3.Connection, instruction: str, *, before: int | None = None) -> tuple[float, str]:
     """The largest share of shingles in common with a kept instruction, and which; (0.0, "") where none is near."""
     own = shingles(instruction)
     bands = sorted(_bands(instruction))
     query = (
-        f"SELECT number FROM bands WHERE band IN ({', '.join('?' * len(bands))}) "
+        f"SELECT number FROM bands WHERE band IN ({', '.join('?' * len(bands))}) AND number <= ? "
         "GROUP BY number HAVING COUNT(*) > 1 ORDER BY COUNT(*) DESC, number LIMIT ?"
     )
-    numbers = [number for (number,) in kept.execute(query, (*bands, CANDIDATES))]
+    last = count(kept) if before is None else before
+    numbers = [number for (number,) in kept.execute(query, (*bands, last, CANDIDATES))]
     found = [kept.execute("SELECT text, name FROM instructions WHERE number = ?", (n,)).fetchone() for n in numbers]
     return max(((overlap(own, shingles(text)), name) for text, name in found), default=(0.0, ""), key=lambda f: f[0])
 

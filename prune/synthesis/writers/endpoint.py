@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from queue import SimpleQueue
 from typing import Any
 
 from prune.errors import PruneError, need
@@ -14,6 +15,7 @@ from prune.synthesis.writers.pace import Pace
 from prune.synthesis.writers.patience import Garbage, Patience, Refused, patiently
 from prune.synthesis.writers.writer import Replies, Reply, Request, Writer, estimated_tokens
 
+Answer = Future[Reply | Refused | None]
 REFUSALS = 16  # so many requests refused in a row, with none answered, are a mistake in the settings
 
 
@@ -41,7 +43,7 @@ def endpoint(
     pace = Pace(requests=requests_per_minute, tokens=tokens_per_minute)
     asked = {"model": model, **(body or {})}
 
-    def answer(requests: Sequence[Request], wanted: frozenset[int]) -> Replies:
+    def answer(requests: Sequence[Request], wanted: Set[int]) -> Replies:
         send, patience = made(), Patience(url, retries, pace)
 
         def one(request: Request) -> Reply | Refused | None:
@@ -49,24 +51,37 @@ def endpoint(
 
         return _concurrently(one, requests, wanted, patience, at_once=at_once)
 
-    return Writer(model, ["endpoint", url, asked], answer, prices)
+    return Writer(model, ["endpoint", url, asked], answer, prices, grows=True)
 
 
 def _concurrently(
     one: Callable[[Request], Reply | Refused | None],
     requests: Sequence[Request],
-    wanted: frozenset[int],
+    wanted: Set[int],
     patience: Patience,
     *,
     at_once: int,
 ) -> Replies:
-    """Replies as they come. After an error nothing new is asked, and what is on its way is still taken."""
+    """Replies as they come, also to what is added meanwhile.
+
+    After an error nothing new is asked, and what is on its way is still taken.
+    """
     trouble: PruneError | None = None
     refused, answered = 0, False
+    done: SimpleQueue[tuple[int, Answer]] = SimpleQueue()
+    asked: set[int] = set()
+    taken = 0
     with ThreadPoolExecutor(at_once) as pool:
-        places = {pool.submit(one, requests[place]): place for place in sorted(wanted)}
         try:
-            for future in as_completed(places):
+            while True:
+                for place in sorted(wanted - asked):
+                    asked.add(place)
+                    future = pool.submit(one, requests[place])
+                    future.add_done_callback(partial(_told, done, place))
+                if taken == len(asked):
+                    break
+                place, future = done.get()
+                taken += 1
                 try:
                     reply = future.result()
                 except PruneError as error:
@@ -75,17 +90,21 @@ def _concurrently(
                     continue
                 if isinstance(reply, Reply):
                     answered = True
-                    yield places[future], reply
+                    yield place, reply
                 elif reply is not None:
                     refused += 1
                     if refused >= REFUSALS and not answered:
                         trouble = trouble or PruneError(f"refuses every request: {reply}", where=patience.where)
                         patience.stop.set()
-                    yield places[future], Reply("", 0, 0)
+                    yield place, Reply("", 0, 0)
         finally:
             patience.stop.set()  # also where nobody wants the rest
     if trouble:
         raise trouble
+
+
+def _told(done: SimpleQueue[tuple[int, Answer]], place: int, answer: Answer) -> None:
+    done.put((place, answer))
 
 
 def _payload(request: Request, asked: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from prune.errors import PruneError
 from prune.synthesis.writers.writer import Replies, Reply, Request, Writer, estimated_tokens
@@ -17,7 +17,7 @@ def function(call: Callable[[str], str]) -> Writer:
     """
     name = getattr(call, "__name__", type(call).__name__)
 
-    def answer(requests: Sequence[Request], wanted: frozenset[int]) -> Replies:
+    def answer(requests: Sequence[Request], wanted: Set[int]) -> Replies:
         for position in sorted(wanted):
             prompt = requests[position].prompt
             text = call(prompt)

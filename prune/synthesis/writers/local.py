@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def local(
     kind = torch.float32 if dtype is None and device == "cpu" else dtype
     loaded = cache(lambda: (module or load(model, device=device, dtype=kind)).eval())
 
-    def answer(requests: Sequence[Request], wanted: frozenset[int]) -> Replies:
+    def answer(requests: Sequence[Request], wanted: Set[int]) -> Replies:
         for start in range(0, len(requests), batch_size):
             places = range(start, min(start + batch_size, len(requests)))
             if wanted.isdisjoint(places):

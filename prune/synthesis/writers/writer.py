@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ Replies = Iterator[tuple[int, Reply]]
 class Writer:
     """`answer(requests, wanted)` gives (position, reply) for each wanted position, in any order, as they come.
 
-    It is given all requests so that what is computed together does not depend on which are answered already.
+    It is given all requests so that what is computed together does not depend on which are answered already. Of a
+    writer that `grows`, both may get longer whenever it has given a reply, and it answers what was added as well.
     `identity` is what another writer of the same name would differ in; the same request to the same identity is asked
     once. `prices` are money per million tokens, of prompts and of replies. `source` tells a whole result from that of
     another writer of this identity, whose answers may still be used by a run that goes on.
@@ -42,9 +43,10 @@ class Writer:
 
     name: str
     identity: Any
-    answer: Callable[[Sequence[Request], frozenset[int]], Replies]
+    answer: Callable[[Sequence[Request], Set[int]], Replies]
     prices: tuple[float, float] = (0.0, 0.0)
     source: str | None = None
+    grows: bool = False
 
     def money(self, prompt_tokens: int, tokens: int) -> float:
         """What so many tokens of prompts and of replies cost."""
