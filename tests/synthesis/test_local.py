@@ -108,7 +108,7 @@ def seeds(count: int) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    seeds(6)
+    seeds(3)
     options = {"seeds": "seeds.json", "rounds": 1, "instruction_tokens": 6, "answer_tokens": 6}
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         prune.synthesize(name, writer="bundled", seed=seed, **options)
