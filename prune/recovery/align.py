@@ -1,34 +1,38 @@
 """Instruction tuning and preference alignment by TRL's trainers, on the same terms: no worse than it began.
 
 sft: cross-entropy on answers (https://arxiv.org/abs/2203.02155). dpo: https://arxiv.org/abs/2305.18290, against the
-model as it came in. TRL keeps its checkpoints as pickles, so none are written: a stopped run begins anew.
+model as it came in. TRL keeps its checkpoints as pickles, so none of them is written: `watch` keeps states of ours.
 """
 
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from torch import nn
+from transformers import PreTrainedModel, PrinterCallback
 
 from prune.errors import PruneError, need
 from prune.instructions import TEMPLATE, Message
 from prune.model.model import Model
 from prune.model.save import load
-from prune.progress import Progress
+from prune.progress import Advance, Progress
 from prune.recovery import head
 from prune.recovery import state as states
 from prune.recovery import weights as trained
 from prune.recovery.engine import forget, processes
+from prune.recovery.fit import LOGGED
 from prune.recovery.objective import Batch
 from prune.recovery.recover import Trained, as_model, rounded
 from prune.recovery.settings import Training
+from prune.recovery.state import Facts
+from prune.recovery.watch import Watch, stand_at
 
 Preference = Mapping[str, Sequence[Message]]  # prompt, chosen, rejected
 
@@ -38,29 +42,40 @@ def check(model: Model, training: Training) -> None:
     need("trl", "align", what="this objective", where="objective")
     head.refuse_others(model)
     trained.check(model, training.weights)
+    if training.batch_size % processes():
+        raise PruneError(f"{training.batch_size} does not divide by {processes()} processes", where="batch_size")
     if training.sharded:
         raise PruneError("is for clm and distill; TRL shards when `accelerate launch` is told to", where="sharded")
 
 
 def tune(
-    model: Model, batches: Sequence[Batch], held_out: Sequence[Batch], *, training: Training, progress: Progress
+    model: Model,
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch],
+    *,
+    training: Training,
+    folder: Path | None = None,
+    progress: Progress,
 ) -> Trained:
-    """Supervised tuning on windows whose labels are the answers, by TRL's SFTTrainer. Errors are those of `check`."""
+    """Supervised tuning on windows whose labels are the answers, by TRL's SFTTrainer.
+
+    What a stopped run left in `folder` is gone on from. Errors are those of `check`, and a loss that is not a number.
+    """
     from trl import SFTConfig, SFTTrainer
 
     check(model, training)
 
-    def make(module: PreTrainedModel, folder: str, watch: TrainerCallback) -> Any:
+    def make(module: PreTrainedModel, scratch: str, watch: Watch) -> Any:
         return SFTTrainer(
             model=module,
-            args=SFTConfig(**_arguments(model, training, folder), dataset_kwargs={"skip_prepare_dataset": True}),
+            args=SFTConfig(**_arguments(model, training, scratch), dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=_rows(batches),
             eval_dataset=_rows(held_out),
             processing_class=model.tokenizer(),
             callbacks=[watch],
         )
 
-    return _run(model, make, training, progress)
+    return _run(model, make, training, folder, progress)
 
 
 def align(
@@ -70,9 +85,13 @@ def align(
     *,
     training: Training,
     length: int,
+    folder: Path | None = None,
     progress: Progress,
 ) -> Trained:
-    """Direct preference optimisation by TRL's DPOTrainer; answers beyond `length` tokens are cut off."""
+    """Direct preference optimisation by TRL's DPOTrainer; answers beyond `length` tokens are cut off.
+
+    `folder` and errors are those of `tune`.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -80,18 +99,18 @@ def align(
     tokenizer = model.tokenizer()
     tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
 
-    def make(module: PreTrainedModel, folder: str, watch: TrainerCallback) -> Any:
+    def make(module: PreTrainedModel, scratch: str, watch: Watch) -> Any:
         return DPOTrainer(
             model=module,
             ref_model=load(model, dtype=torch.float32),
-            args=DPOConfig(**_arguments(model, training, folder), max_length=length),
+            args=DPOConfig(**_arguments(model, training, scratch), max_length=length),
             train_dataset=Dataset.from_list([dict(pair) for pair in pairs]),
             eval_dataset=Dataset.from_list([dict(pair) for pair in held_out]),
             processing_class=tokenizer,
             callbacks=[watch],
         )
 
-    return _run(model, make, training, progress)
+    return _run(model, make, training, folder, progress)
 
 
 def _arguments(model: Model, training: Training, folder: str) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def _arguments(model: Model, training: Training, folder: str) -> dict[str, Any]:
         "bf16": training.autocast is torch.bfloat16,
         "eval_strategy": "steps",
         "eval_steps": training.interval,
-        "logging_steps": max(training.steps // 100, 1),
+        "logging_steps": math.gcd(training.interval, max(training.steps // LOGGED, 1)),  # a state is saved at a log
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": [],
@@ -139,86 +158,82 @@ def _rows(batches: Sequence[Batch]) -> Any:
     return Dataset.from_list(found)
 
 
-@dataclass
-class _Watch(TrainerCallback):
-    """Keeps the best weights by held-out loss, the curve, and the patience."""
-
-    training: Training
-    advance: Any
-    best: float = math.inf
-    best_step: int = 0
-    unbeaten: int = 0
-    tokens: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
-
-    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        logs = given["logs"]
-        self.tokens = int(logs.get("num_tokens", self.tokens))
-        if "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise PruneError(
-                f"the loss is not a number at step {state.global_step} of {self.training.steps}; "
-                "take a lower learning rate",
-                where="optimizer",
-            )
-        self.curve.append({"step": state.global_step, "loss": logs["loss"], "held_out": None})
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        last = self.curve[-1] if self.curve else None
-        self.advance(1, f"loss {last['loss']:.3f}" if last and last["loss"] is not None else "")
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        loss, step = given["metrics"]["eval_loss"], state.global_step
-        if self.curve and self.curve[-1]["step"] == step:
-            self.curve[-1]["held_out"] = loss
-        else:
-            self.curve.append({"step": step, "loss": None, "held_out": loss})
-        self.unbeaten += 1
-        if loss < self.best:
-            self.best, self.best_step, self.unbeaten = loss, step, 0
-            self.weights = states.snapshot(given["model"]) if step else {}
-        patience = self.training.patience
-        control.should_training_stop |= patience is not None and self.unbeaten >= patience
-
-
-def _run(model: Model, make: Any, training: Training, progress: Progress) -> Trained:
-    """Any of TRL's trainers from beginning to end."""
+def _run(model: Model, make: Any, training: Training, folder: Path | None, progress: Progress) -> Trained:
+    """Any of TRL's trainers from beginning to end; goes on from what a stopped run left in `folder`."""
     module = load(model, dtype=torch.float32)
     trained.select(module, model, training.weights, training.seed)
+    _nothing_drops_out(module)
     with (
         warnings.catch_warnings(action="ignore", category=FutureWarning),  # TRL speaks to transformers in old words
-        TemporaryDirectory() as folder,
+        TemporaryDirectory() as scratch,
         progress.track("training", training.steps) as advance,
     ):
-        watch = _Watch(training, advance)
-        trainer = make(module, folder, watch)
+        watch = _watch(training, folder, advance, progress)
+        trainer = make(module, scratch, watch)
         trainer.remove_callback(PrinterCallback)
         try:
-            before = float(trainer.evaluate()["eval_loss"])
-            found = trainer.train()
-            if not trainer.is_world_process_zero():
-                return Trained(model, {}, {})
-            after, out = before, model
-            if watch.weights:
-                states.restore(module, watch.weights)
-                trained.merge(module)
-                rounded(module, model)
-                after = float(trainer.evaluate()["eval_loss"]) if trainer.args.world_size == 1 else watch.best
-                out = as_model(model, module) if after < before else model
+            _train(trainer, watch)
+            trainer.remove_callback(watch)
+            after, out = _finished(trainer, watch, module, model)
+            first = trainer.is_world_process_zero()
         finally:
             trainer.accelerator.free_memory()
             forget()
-    seconds = found.metrics["train_runtime"]
+    return _told(watch.facts, after, out, model) if first else Trained(model, {}, {})
+
+
+def _watch(training: Training, folder: Path | None, advance: Advance, progress: Progress) -> Watch:
+    """Looks on from the start, or from where a stopped run was."""
+    found = states.load(folder) if folder else None
+    if found is None:
+        return Watch(training, advance, folder)
+    facts, tensors = found
+    progress.say(f"going on after step {facts.step}")
+    advance(facts.step)
+    return Watch(training, advance, folder, facts, tensors["best"], tensors, heard=facts.tokens)
+
+
+def _train(trainer: Any, watch: Watch) -> None:
+    began, before = time.perf_counter(), watch.facts.seconds
+    resumed = watch.facts.step > 0
+    if not resumed:
+        trainer.evaluate()
+        began = time.perf_counter()
+    trainer._load_from_checkpoint = lambda *_: None  # the watch puts weights back, with all else
+    trainer.train(resume_from_checkpoint=stand_at(watch.facts.step, trainer.args) if resumed else None)
+    watch.facts.seconds = before + time.perf_counter() - began
+
+
+def _finished(trainer: Any, watch: Watch, module: PreTrainedModel, model: Model) -> tuple[float, Model]:
+    """The best weights, unless, in the type they are stored in, they are no better than the start."""
+    if watch.best:
+        states.restore(module, watch.best)
+        trained.merge(module)
+        rounded(module, model)
+        after = float(trainer.evaluate()["eval_loss"])
+        if after < watch.facts.before:
+            return after, as_model(model, module)
+    return watch.facts.before, model
+
+
+def _told(facts: Facts, after: float, out: Model, model: Model) -> Trained:
     record = {
-        "curve": watch.curve,
-        "before": before,
-        "after": after if out is not model else before,
-        "best_step": watch.best_step if out is not model else 0,
-        "steps": int(found.global_step),
-        "tokens": watch.tokens,
+        "curve": facts.curve,
+        "before": facts.before,
+        "after": after,
+        "best_step": facts.best_step if out is not model else 0,
+        "steps": facts.step,
+        "tokens": facts.tokens,
         "kept_start": out is model,
         "parts": {},
     }
-    return Trained(out, record, {"tokens_per_second": record["tokens"] / max(seconds, 1e-9)})
+    return Trained(out, record, {"tokens_per_second": facts.tokens / max(facts.seconds, 1e-9)})
+
+
+def _nothing_drops_out(module: PreTrainedModel) -> None:
+    """So that what was stopped goes on as it would have, with no generator's state to keep."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from prune.recovery.teacher import Signal
 from prune.recovery.windows import Windows
 
 INDEX = "logits.json"
+LOOK = 1.0  # seconds between two looks at what another process takes
 SHARD = 2**28  # bytes, of a file and of the hidden states that the walk holds
 
 
@@ -85,13 +87,20 @@ def take(
     device: str,
     dtype: torch.dtype | None,
     batch_size: int,
+    first: bool = True,
     progress: Progress,
 ) -> Kept:
-    """The teacher's logits on these windows: those that were taken before, or taken now and kept."""
+    """The teacher's logits on these windows: those that were taken before, or taken now and kept.
+
+    Of several processes the `first` takes them, and the others wait until they lie on the disk that all see.
+    """
     check(cache, shared)
     found = key(teacher, rows, top=cache.top, temperature=temperature, shared=shared, dtype=dtype)
     folder = cache.folder / found[:16]
     kept = recall(folder, found)
+    while kept is None and not first:
+        time.sleep(LOOK)
+        kept = recall(folder, found)
     if kept is not None:
         progress.say(f"the teacher's logits are in {folder} already")
         return kept

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prune.recovery.settings import Training
 
-WAIT = timedelta(days=7)  # the others, while one of them takes a teacher's logits
+WAIT = timedelta(minutes=30)  # for a process that does not answer
 
 
 @dataclass(frozen=True)

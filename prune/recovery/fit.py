@@ -191,7 +191,7 @@ def held_out_loss(
     size = training.batch_size
     batches = [rows.batch(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size)]
     whole = totals(batches)
-    found = torch.zeros((), device=engine.device, dtype=torch.float64 if engine.device.type == "cpu" else None)
+    found = torch.zeros((), device=engine.device, dtype=torch.float64)
     with torch.no_grad(), engine.precision():
         for batch in batches:
             found += wrapped(on(share(batch, rank, processes), engine.device), None, whole)[0]

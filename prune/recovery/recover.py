@@ -114,7 +114,7 @@ def check(
         if "hidden" in loss.shares:
             raise PruneError("keeps logits alone; hidden states need the teacher in memory", where="cache")
     else:
-        refuse_too_large(teacher, student, training.autocast or torch.float32, training.device)
+        refuse_too_large(teacher, student, training)
     return _map(student, teacher, loss)
 
 
@@ -183,8 +183,7 @@ def _asking(
             "dtype": dtype,
             "batch_size": training.batch_size,
         }
-        with own.accelerator.main_process_first():
-            kept = caches.take(teacher, rows, cache, **options, progress=progress)
+        kept = caches.take(teacher, rows, cache, **options, first=own.first, progress=progress)
         return lambda batch: caches.ask(kept, batch)
     # Spread over processes, it goes to each device a layer at a time.
     module = load(teacher, device="cpu" if own.sharded else str(own.device), dtype=dtype)

@@ -65,6 +65,12 @@ class Training:
         """Steps between two measurements."""
         return self.evaluate_every or max(self.steps // 10, 1)
 
+    @property
+    def bytes_each(self) -> int:
+        """What a parameter of the student takes at least: float32, and a gradient and moments where all are trained."""
+        moments = {"adamw": 2, "sgd": 1, "adafactor": 0}[self.optimizer.name]
+        return 4 * (2 + moments if self.weights == "all" else 1)
+
     def learning_rate(self, width: int) -> float:
         faster = FASTER if self.weights == "norms" or isinstance(self.weights, Lora) else 1.0
         return self.optimizer.learning_rate or faster * BY_WIDTH / width

@@ -102,10 +102,18 @@ def save(folder: Path, facts: Facts, tensors: dict[str, dict[str, Tensor]]) -> N
 
 def load(folder: Path) -> tuple[Facts, dict[str, dict[str, Tensor]]] | None:
     """The latest state whose files are what was written; None where there is none."""
-    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
-    for path in reversed(found):
+    for path in reversed(_kept(folder)):
         content = files.read_json(path / "state.json")
         if not files.compare(path, content["files"], ignore={"state.json"}):
             names = [name.removesuffix(".safetensors") for name in content["files"]]
             return Facts(**content["facts"]), {name: load_file(path / f"{name}.safetensors") for name in names}
     return None
+
+
+def latest(folder: Path) -> Path | None:
+    """Where the latest state lies; None where there is none."""
+    return next(reversed(_kept(folder)), None)
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from prune.errors import PruneError
 from prune.model.memory import available
 from prune.model.model import Model
+from prune.recovery.engine import processes
 from prune.recovery.head import head, last_hidden, predicted
 from prune.recovery.hidden import watching
 from prune.recovery.logits import Dense, Soft
+from prune.recovery.settings import Training
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ def shared_ids(student: Model, teacher: Model) -> int:
     """
     sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
     with_tokens = [any(name.startswith("tokenizer") for name in model.files) for model in (student, teacher)]
-    if not all(with_tokens) or _same_files(student, teacher):
-        if sizes[0] != sizes[1] and not all(with_tokens):
+    if not all(with_tokens):
+        if sizes[0] != sizes[1]:
             raise PruneError(
                 f"the student has {sizes[0]} token ids, the teacher {sizes[1]}, and no tokenizer says which are shared",
                 where="teacher",
             )
-        return min(sizes)
+        return sizes[0]
+    if sizes[0] == sizes[1] and _same_files(student, teacher):
+        return sizes[0]
     mine, theirs = (model.tokenizer().get_vocab() for model in (student, teacher))
     if mine != theirs:
         apart = sum(theirs.get(token) != number for token, number in mine.items())
@@ -85,14 +89,14 @@ def _same_files(student: Model, teacher: Model) -> bool:
     )
 
 
-def refuse_too_large(teacher: Model, student: Model, dtype: torch.dtype, device: str) -> None:
+def refuse_too_large(teacher: Model, student: Model, training: Training) -> None:
     """PruneError when the teacher will not fit beside the student that is trained, saying by how much."""
-    needed = teacher.tensors.parameters * dtype.itemsize
-    beside = 4 * student.tensors.parameters
-    free = available(device)
+    needed = teacher.tensors.parameters * (training.autocast or torch.float32).itemsize
+    beside = student.tensors.parameters * training.bytes_each
+    free = available(training.device) * (processes() if training.sharded and training.device == "cuda" else 1)
     if needed + beside > free:
         raise PruneError(
-            f"too large: the teacher takes {needed / 1e9:.1f} GB and the student {beside / 1e9:.1f} GB, "
+            f"too large: the teacher takes {needed / 1e9:.1f} GB and training the student {beside / 1e9:.1f} GB, "
             f"{free / 1e9:.1f} GB are free; `cache` takes its logits once, a layer in memory at a time",
             where="teacher",
         )

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import torch
 
+from prune.errors import PruneError
 from prune.recovery.objective import Batch
 
 NAMES = ("input_ids", "attention_mask", "labels")
@@ -29,7 +30,11 @@ class Windows:
 
 
 def windows(batches: Sequence[Batch]) -> Windows:
-    """All rows of some batches of one length."""
+    """All rows of some batches of one length. PruneError where there are none, or of several lengths."""
+    lengths = {batch["input_ids"].shape[1] for batch in batches}
+    if len(lengths) != 1:
+        said = f"of {', '.join(map(str, sorted(lengths)))} tokens together" if lengths else "of text at all"
+        raise PruneError(f"windows {said}; training takes windows of one length", where="batches")
     return Windows({name: torch.cat([batch[name] for batch in batches]) for name in NAMES})
 
 

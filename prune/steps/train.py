@@ -99,13 +99,13 @@ def train(
         field=field,
         split=split,
     )
+    kept: dict[str, Any] = {"folder": run.unfinished, "progress": run.progress}
     if run.dry:
         run.record["needs"] = needs(run, None, training, length)
     elif objective == "sft":
-        leave(run, align.tune(run.model, rows, others, training=training, progress=run.progress))
+        leave(run, align.tune(run.model, rows, others, training=training, **kept))
     else:
-        options: dict[str, Any] = {"held_out": others, "folder": run.unfinished, "progress": run.progress}
-        leave(run, learn(run.model, rows, training=training, **options))
+        leave(run, learn(run.model, rows, held_out=others, training=training, **kept))
 
 
 def _prefer(
@@ -129,7 +129,8 @@ def _prefer(
     if run.dry:
         run.record["needs"] = needs(run, run.model, training, long)
         return
-    leave(run, align.align(run.model, rows, others, training=training, length=long, progress=run.progress))
+    kept: dict[str, Any] = {"folder": run.unfinished, "progress": run.progress}
+    leave(run, align.align(run.model, rows, others, training=training, length=long, **kept))
 
 
 train.data = ("data", "held_out")  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from prune.errors import PruneError
 from prune.model.model import Model
 from prune.progress import Progress
 from prune.recovery import fit as loops
-from prune.recovery import teacher as teachers
+from prune.recovery import recover as recovers
 from prune.recovery.cache import Cache
 from prune.recovery.hidden import Hidden
 from prune.recovery.logits import Logits
@@ -206,17 +206,21 @@ def test_every_optimiser_trains(name: Any) -> None:
 def test_kept_logits_teach_as_the_teacher_does_and_are_taken_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = opened(seed=1)
+    """95 of 96 ids and the rest, which is the last: all that the teacher says."""
+    teacher, student = opened(seed=1), opened()
     cache = Cache(tmp_path / "kept", top=95)
-    live = taught(opened(), teacher)
-    kept = taught(opened(), teacher, cache=cache)
+    live = taught(student, teacher)
+    loaded: list[Model] = []
+    honest = recovers.load
+    monkeypatch.setattr(recovers, "load", lambda model, **how: loaded.append(model) or honest(model, **how))
+    monkeypatch.setattr("prune.recovery.cache.SHARD", 40_000)  # bytes: four windows
+    kept = taught(student, teacher, cache=cache)
+    assert loaded == [student]  # and never the teacher
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 3
     for a, b in zip(live.record["curve"][1:], kept.record["curve"][1:], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     monkeypatch.setattr("prune.recovery.cache.walked_logits", None)  # the teacher is not asked again
-    again = taught(opened(), teacher, cache=cache)
-    assert again.record == kept.record
-    few = taught(opened(), teacher, cache=cache)
-    assert few.record["parts"]["soft"] > 0
+    assert taught(student, teacher, cache=cache).record == kept.record
     with pytest.raises(TypeError):
         taught(opened(), opened(seed=2), cache=cache)  # another teacher's are not these
 
@@ -294,16 +298,13 @@ def test_a_loss_that_is_not_a_number_stops_at_its_step_and_keeps_the_weights_bef
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000000003"]
 
 
-def test_a_teacher_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(PruneError, match="teacher: the student has 96 token ids, the teacher 90"):
-        taught(opened(), opened(vocab_size=90))
-
-
-def test_a_teacher_that_does_not_fit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teachers, "available", lambda _: 1000)
-    expected = r"teacher: too large: the teacher takes 0\.0 GB and the student 0\.0 GB, 0\.0 GB are free; `cache`"
-    with pytest.raises(PruneError, match=expected):
-        taught(opened(), opened(seed=1))
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [([], "windows of text at all"), ([*ROWS, *batches(2, seed=1, length=9)], "windows of 9, 12 tokens together")],
+)
+def test_windows_are_of_one_length_and_there_are_some(rows: Any, expected: str) -> None:
+    with pytest.raises(PruneError, match=f"batches: {expected}"):
+        prune.train(opened(), rows, held_out=HELD_OUT, training=SHORT)
 
 
 def test_what_is_no_causal_model_is_refused() -> None:

@@ -14,6 +14,7 @@ from prune import files
 from prune.errors import PruneError
 from prune.recipe import apply, check
 from prune.recovery import fit as loops
+from prune.recovery.watch import Watch
 
 REMOVE = {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}
 TEXT = {"data": "words.jsonl", "samples": 4, "length": 32}
@@ -30,6 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [{"prompt": f"Number {n}?", "chosen": f"It is {n}.", "rejected": "No."} for n in range(12)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     Path("short.txt").write_text("a few words\n")
+    Path("one.txt").write_text("a few words " * 12)
 
 
 def run(*steps: dict[str, Any], output: str = "out", **keys: Any) -> Any:
@@ -104,11 +106,33 @@ def test_training_without_a_teacher(objective: str, data: str | None) -> None:
     AutoModelForCausalLM.from_pretrained("out")
 
 
-def test_training_by_trl_twice_gives_the_same_bytes() -> None:
-    options = {**SHORT, "steps": 2, "length": 64, "objective": "sft", "data": "talk.jsonl"}
-    for output in ("one", "two"):
-        run({"train": options}, output=output)
-    assert made("one") == made("two")
+@pytest.mark.parametrize(("objective", "data"), [("sft", "talk.jsonl"), ("dpo", "pairs.jsonl")], ids=["sft", "dpo"])
+def test_a_killed_run_of_trl_goes_on_and_ends_with_the_same_bytes(
+    objective: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**SHORT, "steps": 4, "samples": 5, "length": 64, "evaluate_every": 2, "objective": objective}
+    step = {"train": {**options, "data": data, "optimizer": {"learning_rate": 1e-3}}}
+    run(step, output="whole")
+    honest, took = Watch.on_step_end, []
+
+    def dying(watch: Watch, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if len(took) == 3:
+            raise KeyboardInterrupt
+        took.append(state.global_step)
+        honest(watch, args, state, control, **given)
+
+    monkeypatch.setattr(Watch, "on_step_end", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(step)
+    kept = {path.name for path in Path("out.work").rglob("step-000000002/*")}
+    assert kept == {"best.safetensors", "moments.safetensors", "state.json", "weights.safetensors"}
+    took[2:] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(step)
+    assert took == [1, 2, 3]  # the second time it began with the third
+    monkeypatch.setattr(Watch, "on_step_end", honest)
+    run(step)
+    assert made("out") == made("whole")
 
 
 def test_instructions_are_distilled_on_answers_alone() -> None:
@@ -137,6 +161,7 @@ def test_a_check_reads_no_weights_and_says_what_it_needs() -> None:
         ({"cache": {"folder": "kept", "top": 4096}}, "top is 4096; choices: 1 to 4095"),
         ({"cache": "kept", "loss": "hidden"}, "keeps logits alone"),
         ({"data": "short.txt"}, "short.txt: gives 0 windows of 32 tokens"),
+        ({"data": "one.txt"}, "gives 1 window of 32 tokens; one is trained on and another held out"),
         ({"held_out": "none.txt"}, "none.txt: no such file"),
         ({"data": "talk.jsonl", "chat": False}, "unknown field 'text'"),
         ({"data": "words.jsonl", "chat": True}, "has rows with text"),
@@ -176,6 +201,15 @@ def test_trl_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
 def test_teacher_and_student_with_different_vocabularies(fixtures_folder: Path) -> None:
     found = complaint({**SHORT, "teacher": str(fixtures_folder / "models" / "stories260K-llama")})
     assert "teacher: " in found or "teacher and student have different vocabularies" in found
+
+
+def test_a_loss_that_is_not_a_number_leaves_the_weights_before_it() -> None:
+    recipe = {"model": "bundled", "output": "out", "calibration": TEXT}
+    wild = {"distill": {**SHORT, "optimizer": {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}}}
+    with pytest.raises(PruneError, match=r"distill\.optimizer: .* at step 2 of 3; .* are kept in (.*)") as caught:
+        apply({**recipe, "steps": [REMOVE, wild]})
+    folder = Path(str(caught.value).rpartition("kept in ")[2])
+    assert [path.name for path in folder.iterdir()] == ["step-000000001"] and not Path("out").exists()
 
 
 def test_float16_is_refused() -> None:
