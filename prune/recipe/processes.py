@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -129,8 +129,9 @@ def _started(count: int) -> Iterator[Any]:
             workers.append(subprocess.Popen(command, env={**os.environ, **common, **own}))
         with _as(common | {RANK: "0", "LOCAL_RANK": "0"}, 0):
             yield store
-        for worker in workers:
-            worker.wait(GOODBYE)
+        with suppress(subprocess.TimeoutExpired):
+            for worker in workers:
+                worker.wait(GOODBYE)
     finally:
         for worker in workers:
             worker.kill()

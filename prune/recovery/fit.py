@@ -156,7 +156,8 @@ def _note(job: Job, facts: Facts, heard: _Heard) -> None:
         return
     *parts, loss = heard.taken()
     facts.parts = {name: value for name, value in zip(PARTS, parts, strict=True) if value}
-    facts.curve.append({"step": facts.step, "loss": loss, "held_out": None})
+    text = {"text": facts.parts["hard"]} if "hard" in facts.parts else {}  # what held-out text is measured by too
+    facts.curve.append({"step": facts.step, "loss": loss, "held_out": None} | text)
 
 
 def _look(job: Job, facts: Facts, best: dict[str, Tensor]) -> dict[str, Tensor]:

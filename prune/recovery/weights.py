@@ -76,6 +76,8 @@ def _add(module: PreTrainedModel, lora: Lora, targets: list[str], seed: int) -> 
 
 def merge(module: PreTrainedModel) -> None:
     """Adds low-rank additions to their linears and takes them out, in place; nothing where there are none."""
+    if not any("lora_" in name for name, _ in module.named_parameters()):
+        return  # peft is slow to import
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for path, layer in list(module.named_modules()):

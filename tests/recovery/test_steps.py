@@ -66,7 +66,9 @@ def test_a_pruned_model_is_distilled_and_stock_transformers_loads_it() -> None:
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = (REMOVE, {"distill": {**SHORT, "cache": {"folder": "kept", "top": 16}}})
+    """Whatever the libraries' own generators stand at: nothing of a training is drawn from them."""
+    steps = (REMOVE, {"distill": {**SHORT, "weights": "lora", "cache": {"folder": "kept", "top": 16}}})
+    torch.manual_seed(1)
     run(*steps, output="whole")
     honest, took = loops._step, []
 
@@ -82,6 +84,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(monkeypatch: pytest.M
     (state,) = Path("out.work").glob("2-distill-*.unfinished/step-*")
     assert state.name == "step-000000002" and not list(Path("out.work").rglob("*.pt"))
     monkeypatch.setattr(loops, "_step", honest)
+    torch.manual_seed(2)
     run(*steps)
     assert made("out") == made("whole")
 
@@ -93,32 +96,37 @@ def test_layers_are_compared_by_the_plan_of_an_earlier_step() -> None:
     assert result.steps[1]["record"]["layer_map"] == {"0": 0, "1": 1, "2": 2, "3": 5}
 
 
-@pytest.mark.parametrize(
-    ("objective", "data"), [("clm", None), ("sft", "talk.jsonl"), ("dpo", "pairs.jsonl")], ids=["clm", "sft", "dpo"]
-)
-def test_training_without_a_teacher(objective: str, data: str | None) -> None:
-    options = {**SHORT, "length": 64, "weights": "lora", "objective": objective}
-    options |= {"data": data} if data else {}
-    training = run(REMOVE, {"train": options}).steps[1]["record"]["training"]
+def test_text_alone_trains_too() -> None:
+    learnt(run(REMOVE, {"train": {**SHORT, "weights": "norms"}}).steps[1]["record"]["training"])
+
+
+def learnt(training: dict[str, Any], output: str = "out") -> None:
     assert training["after"] < training["before"] and not training["kept_start"] and training["tokens"] > 0
+    assert training["steps"] == training["curve"][-1]["step"]
     measured = [point["held_out"] for point in training["curve"] if point["held_out"] is not None]
-    assert len(measured) >= 4 and min(measured) == pytest.approx(training["after"], rel=0.02)
-    AutoModelForCausalLM.from_pretrained("out")
+    assert len(measured) >= 3 and min(measured) == pytest.approx(training["after"], rel=0.02)
+    AutoModelForCausalLM.from_pretrained(output)
 
 
-@pytest.mark.parametrize(("objective", "data"), [("sft", "talk.jsonl"), ("dpo", "pairs.jsonl")], ids=["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("objective", "data", "weights"),
+    [("sft", "talk.jsonl", "all"), ("dpo", "pairs.jsonl", {"lora": {"rank": 4}})],
+    ids=["sft", "dpo with lora"],
+)
 def test_a_killed_run_of_trl_goes_on_and_ends_with_the_same_bytes(
-    objective: str, data: str, monkeypatch: pytest.MonkeyPatch
+    objective: str, data: str, weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**SHORT, "steps": 4, "samples": 5, "length": 64, "evaluate_every": 2, "objective": objective}
-    step = {"train": {**options, "data": data, "optimizer": {"learning_rate": 1e-3}}}
-    run(step, output="whole")
+    """Five steps of two rows, five rows: the kill comes in the second epoch, after one look and before the next."""
+    options = {**SHORT, "steps": 5, "samples": 5, "length": 64, "evaluate_every": 2, "objective": objective}
+    step = {"train": {**options, "data": data, "weights": weights, "optimizer": {"learning_rate": 1e-3}}}
+    torch.manual_seed(1)
+    learnt(run(step, output="whole").steps[0]["record"]["training"], "whole")
     honest, took = Watch.on_step_end, []
 
     def dying(watch: Watch, args: Any, state: Any, control: Any, **given: Any) -> None:
-        if len(took) == 3:
-            raise KeyboardInterrupt
         took.append(state.global_step)
+        if took == [1, 2, 3]:
+            raise KeyboardInterrupt
         honest(watch, args, state, control, **given)
 
     monkeypatch.setattr(Watch, "on_step_end", dying)
@@ -126,12 +134,9 @@ def test_a_killed_run_of_trl_goes_on_and_ends_with_the_same_bytes(
         run(step)
     kept = {path.name for path in Path("out.work").rglob("step-000000002/*")}
     assert kept == {"best.safetensors", "moments.safetensors", "state.json", "weights.safetensors"}
-    took[2:] = []
-    with pytest.raises(KeyboardInterrupt):
-        run(step)
-    assert took == [1, 2, 3]  # the second time it began with the third
-    monkeypatch.setattr(Watch, "on_step_end", honest)
+    torch.manual_seed(2)
     run(step)
+    assert took == [1, 2, 3, 3, 4, 5]
     assert made("out") == made("whole")
 
 
@@ -214,11 +219,3 @@ def test_a_loss_that_is_not_a_number_leaves_the_weights_before_it() -> None:
 
 def test_float16_is_refused() -> None:
     assert "float16 needs its losses scaled" in complaint(SHORT, dtype="float16")
-
-
-def test_nothing_of_a_training_is_drawn_by_chance() -> None:
-    torch.manual_seed(1)
-    run(REMOVE, {"distill": {**SHORT, "weights": "lora"}}, output="one")
-    torch.manual_seed(2)
-    run(REMOVE, {"distill": {**SHORT, "weights": "lora"}}, output="two")
-    assert made("one") == made("two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,12 +49,13 @@ def test_ids_that_only_pad_a_vocabulary_are_not_compared() -> None:
 
 
 def test_tokens_with_other_ids_are_refused_and_counted(tmp_path: Path) -> None:
-    content = json.loads(TOKENS["tokenizer.json"].read_bytes())
+    files = {name: Path(shutil.copy(path, tmp_path)) for name, path in TOKENS.items()}
+    content = json.loads(files["tokenizer.json"].read_bytes())
     vocabulary = content["model"]["vocab"]
     a, b = list(vocabulary)[300:302]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    other = speaking(4096, files={**TOKENS, "tokenizer.json": tmp_path / "tokenizer.json"})
+    files["tokenizer.json"].write_text(json.dumps(content))
+    other = speaking(4096, files=files)
     with pytest.raises(PruneError, match="teacher: .* have different vocabularies: 2 of the student's 4096 tokens"):
         shared_ids(speaking(4096), other)
 

@@ -36,12 +36,15 @@ def _said(number: int, word: str, found: dict[str, Any], timings: Any) -> str:
 
 def _plot(number: int, word: str, found: dict[str, Any]) -> Plot:
     curve = found["curve"]
-    losses = [(p["step"], p["loss"]) for p in curve if p.get("loss") is not None]
+    losses = [(p["step"], p.get("text", p["loss"])) for p in curve if p.get("loss") is not None]
+    alike = any("text" in p for p in curve)
     held_out = [(p["step"], p["held_out"]) for p in curve if p.get("held_out") is not None]
     with figure(5.0, 2.8) as drawn:
         axes: Any = drawn.subplots()
         if losses:
-            axes.plot(*zip(*losses, strict=True), color=BEFORE, linewidth=1.1, label="training")
+            axes.plot(
+                *zip(*losses, strict=True), color=BEFORE, linewidth=1.1, label="training text" if alike else "training"
+            )
         if held_out:
             axes.plot(
                 *zip(*held_out, strict=True), color=AFTER, linewidth=1.9, marker="o", markersize=4, label="held out"
@@ -50,11 +53,11 @@ def _plot(number: int, word: str, found: dict[str, Any]) -> Plot:
         if best is not None:
             axes.axvline(best, color=CUT, linewidth=1, linestyle=(0, (3, 3)), label="kept")
         axes.set_xlabel("step")
-        axes.set_ylabel("loss, nats")
+        axes.set_ylabel("cross-entropy, nats" if alike else "loss, nats")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, columnspacing=1.2)
         tidy(axes)
-        rows = [(p["step"], p.get("loss"), p.get("held_out")) for p in curve]
-        data = Data(("step", "loss", "held_out"), rows)
+        rows = [(p["step"], p.get("loss"), p.get("text"), p.get("held_out")) for p in curve]
+        data = Data(("step", "loss", "text", "held_out"), rows)
         return plot(f"training-{number}", f"Loss in step {number}: {word}", _parts(found), drawn, data)
 
 
