@@ -7,6 +7,7 @@ model as it came in. TRL keeps its checkpoints as pickles, so none of them is wr
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,8 @@ def check(model: Model, training: Training) -> None:
     trained.check(model, training.weights)
     if training.batch_size % processes():
         raise PruneError(f"{training.batch_size} does not divide by {processes()} processes", where="batch_size")
-    if training.sharded:
-        raise PruneError("is for clm and distill; TRL shards when `accelerate launch` is told to", where="sharded")
+    if training.sharded or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise PruneError("is for clm and distill; sft and dpo hold the model whole in each process", where="sharded")
 
 
 def tune(

@@ -208,6 +208,12 @@ def test_teacher_and_student_with_different_vocabularies(fixtures_folder: Path) 
     assert "teacher: " in found or "teacher and student have different vocabularies" in found
 
 
+def test_trl_under_a_launchers_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    options = {**SHORT, "objective": "sft", "data": "talk.jsonl"}
+    assert "sharded: is for clm and distill; sft and dpo hold the model whole" in complaint(options, word="train")
+
+
 def test_a_loss_that_is_not_a_number_leaves_the_weights_before_it() -> None:
     recipe = {"model": "bundled", "output": "out", "calibration": TEXT}
     wild = {"distill": {**SHORT, "optimizer": {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}}}
