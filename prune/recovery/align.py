@@ -233,7 +233,8 @@ def _told(facts: Facts, after: float, out: Model, model: Model) -> Trained:
 
 def _nothing_drops_out(module: PreTrainedModel) -> None:
     """So that what was stopped goes on as it would have, with no generator's state to keep."""
-    for part in module.modules():
+    parts: list[Any] = list(module.modules())
+    for part in parts:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         elif isinstance(getattr(part, "attention_dropout", None), float):
