@@ -46,7 +46,9 @@ def check(model: Model, training: Training) -> None:
     if training.batch_size % processes():
         raise PruneError(f"{training.batch_size} does not divide by {processes()} processes", where="batch_size")
     if training.sharded or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise PruneError("is for clm and distill; sft and dpo hold the model whole in each process", where="sharded")
+        raise PruneError(
+            "sharding is for clm and distill; sft and dpo hold the model whole everywhere", where="sharded"
+        )
 
 
 def tune(

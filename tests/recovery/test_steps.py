@@ -186,7 +186,7 @@ def test_what_cannot_be_distilled_is_known_before(options: dict[str, Any], expec
         ({"objective": "dpo"}, "dpo learns from preferences; give the step `data`"),
         ({"objective": "dpo", "data": "talk.jsonl"}, "has rows without prompt"),
         ({"objective": "sft", "data": "words.jsonl"}, "has rows with text"),
-        ({"objective": "sft", "data": "talk.jsonl", "sharded": True}, "is for clm and distill"),
+        ({"objective": "sft", "data": "talk.jsonl", "sharded": True}, "train.sharded: sharding is for clm and distill"),
     ],
 )
 def test_what_cannot_be_trained_is_known_before(options: dict[str, Any], expected: str) -> None:
@@ -211,7 +211,7 @@ def test_teacher_and_student_with_different_vocabularies(fixtures_folder: Path) 
 def test_trl_under_a_launchers_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     options = {**SHORT, "objective": "sft", "data": "talk.jsonl"}
-    assert "sharded: is for clm and distill; sft and dpo hold the model whole" in complaint(options, word="train")
+    assert "sharding is for clm and distill; sft and dpo hold the model whole" in complaint(options, word="train")
 
 
 def test_a_loss_that_is_not_a_number_leaves_the_weights_before_it() -> None:
