@@ -66,6 +66,7 @@ def alone(place: Path) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        patch.setattr("prune.recipe.output.report", lambda *_: {})  # drawing takes longer than training here
         apply("whole.yaml", output="alone")
         patch.setattr(loops, "_step", dying)
         with pytest.raises(KeyboardInterrupt):
@@ -77,6 +78,7 @@ def test_processes_that_a_run_starts_give_what_one_gives(alone: Path, monkeypatc
     """Gradients averaged (DDP); batches of three windows, so that one process has two of them and the other one."""
     monkeypatch.chdir(alone)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("prune.recipe.output.report", lambda *_: {})
     options = ["--output", "two", "--processes", "2", "--set", "steps.1.sharded=false"]
     done = CliRunner().invoke(cli, ["apply", "short.yaml", *options])
     assert done.exit_code == 0, done.output

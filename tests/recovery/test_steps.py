@@ -24,6 +24,7 @@ SHORT: dict[str, Any] = {"steps": 3, "batch_size": 2, "length": 32, "evaluate_ev
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prune.recipe.output.report", lambda *_: {})  # drawing takes longer than training here
     said = [f"def function_{n}(x):\n    return x + {n}  # {'and again ' * (n % 7)}\n" * 20 for n in range(12)]
     Path("words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
     talk = [{"instruction": f"Write function {n}.", "output": f"def f(): return {n}"} for n in range(40)]
