@@ -33,7 +33,7 @@ class Watch(TrainerCallback):
     training: Training
     advance: Advance
     folder: Path | None
-    facts: Facts = field(default_factory=lambda: Facts(best=math.inf))
+    facts: Facts = field(default_factory=Facts)
     best: dict[str, Tensor] = field(default_factory=dict)
     held: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     heard: int = 0  # tokens before this process began
@@ -66,15 +66,16 @@ class Watch(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         facts, loss = self.facts, given["metrics"]["eval_loss"]
-        if facts.step == 0:
-            facts.before = loss
         if not facts.curve or facts.curve[-1]["step"] != facts.step:
             facts.curve.append({"step": facts.step, "loss": None, "held_out": None})
         facts.curve[-1]["held_out"] = loss
-        facts.unbeaten += 1
-        if loss < facts.best:
+        if facts.step == 0:
+            facts.before = facts.best = loss
+        elif loss < facts.best:
             facts.best, facts.best_step, facts.unbeaten = loss, facts.step, 0
-            self.best = states.snapshot(given["model"]) if facts.step else {}
+            self.best = states.snapshot(given["model"])
+        else:
+            facts.unbeaten += 1
         control.should_training_stop |= self.given_up
         if self.folder and 0 < facts.step < self.training.steps and not self.given_up:
             self._save(given["model"], given["optimizer"], first=state.is_world_process_zero)
