@@ -215,11 +215,18 @@ def test_trl_under_a_launchers_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert "sharding is for clm and distill; sft and dpo hold the model whole" in complaint(options, word="train")
 
 
-def test_a_loss_that_is_not_a_number_leaves_the_weights_before_it() -> None:
+@pytest.mark.parametrize(
+    ("word", "options"),
+    [("distill", {}), ("train", {"objective": "sft", "data": "talk.jsonl"})],
+    ids=["distill", "sft"],
+)
+def test_a_loss_that_is_not_a_number_leaves_the_weights_before_it(word: str, options: dict[str, Any]) -> None:
     recipe = {"model": "bundled", "output": "out", "calibration": TEXT}
-    wild = {"distill": {**SHORT, "optimizer": {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}}}
-    with pytest.raises(PruneError, match=r"distill\.optimizer: .* at step 2 of 3; .* are kept in (.*)") as caught:
-        apply({**recipe, "steps": [REMOVE, wild]})
+    wild = {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}
+    with pytest.raises(
+        PruneError, match=rf"{word}\.optimizer: .* is not a number .* step 2 of 3; .* kept in"
+    ) as caught:
+        apply({**recipe, "steps": [{word: {**SHORT, "length": 64, **options, "optimizer": wild}}]})
     folder = Path(str(caught.value).rpartition("kept in ")[2])
     assert [path.name for path in folder.iterdir()] == ["step-000000001"] and not Path("out").exists()
 
