@@ -123,7 +123,7 @@ def _refuse_nonfinite(job: Job, facts: Facts, best: dict[str, Tensor]) -> None:
     kept = ""
     if job.folder:
         _save(job, facts, best)
-        kept = f"; the weights before it are kept in {job.folder}"
+        kept = f"; the weights before it are kept in {state.latest(job.folder)}"
     raise PruneError(
         f"the loss or its gradient is not a number at step {facts.step + 1} of {job.training.steps}; "
         f"take a lower learning rate than {job.rate:.2g}{kept}",
