@@ -62,8 +62,8 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
-    if arguments[:1] not in (["apply"], ["synthesize"]) or "--dry-run" in arguments:
+    if arguments[:1] not in (["apply"], ["synthesize"], ["upscale"]) or "--dry-run" in arguments:
         return "prune: interrupted"
     again = shlex.join(["prune", *(word for word in arguments if word != "--restart")])
-    kept = "finished steps are" if arguments[0] == "apply" else "what was answered is"
+    kept = "finished steps are" if arguments[0] != "synthesize" else "what was answered is"
     return f"prune: interrupted; {kept} kept, this goes on from there: {again}"

@@ -36,7 +36,7 @@ def apply(recipe: str, *, changes: tuple[str, ...], dry_run: bool, progress: Pro
     from prune.recipe import apply as run
 
     result = run(recipe, overrides=changes, dry_run=dry_run, progress=progress, **options)
-    return _outcome(result, progress)
+    return outcome(result, progress)
 
 
 @command
@@ -46,10 +46,11 @@ def check(recipe: str, *, changes: tuple[str, ...], device: str | None, progress
     """Say what RECIPE would do; reads no weights and writes nothing."""
     from prune.recipe import check as rehearse
 
-    return _outcome(rehearse(recipe, overrides=changes, device=device), progress)
+    return outcome(rehearse(recipe, overrides=changes, device=device), progress)
 
 
-def _outcome(result: Any, progress: Progress) -> Shown:
+def outcome(result: Any, progress: Progress) -> Shown:
+    """What a run or a check of a recipe shows."""
     from prune.report import summary
 
     if result.state == "followed":

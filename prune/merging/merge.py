@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from prune.document import Document
 from prune.errors import PruneError
@@ -21,9 +20,9 @@ from prune.merging.methods import method, names
 from prune.merging.parse import parse
 from prune.merging.plan import Options, Plan, plan
 from prune.merging.profile import Profile
-from prune.merging.stream import compute
+from prune.merging.stream import compute, pieces
 from prune.model.model import Model
-from prune.model.tensors import Info, Tensors, finite
+from prune.model.tensors import Info, Tensors
 
 Given = str | Path | Mapping[str, Any] | Document
 
@@ -88,8 +87,9 @@ def prepare(
     watch = Profile.of(made) if profile else None
     tensors = Tensors(
         {name: Info(job.shape, job.out) for name, job in made.jobs.items()},
-        _reader(made, watch),
+        lambda name: compute(made.jobs[name], watch.see if watch else None),
         threads=max(os.cpu_count() or 1, 1),
+        stream=lambda name: pieces(made.jobs[name], watch.see if watch else None),
     )
     model = replace(
         made.donor,
@@ -101,13 +101,6 @@ def prepare(
         weights=(),
     )
     return Merged(model, made, parsed, _record(parsed, made, options), watch)
-
-
-def _reader(made: Plan, watch: Profile | None) -> Callable[[str], Tensor]:
-    def read(name: str) -> Tensor:
-        return finite(name, compute(made.jobs[name], watch.see if watch else None), "the merged model")
-
-    return read
 
 
 def _record(config: Config, made: Plan, options: Options) -> dict[str, Any]:
@@ -134,7 +127,7 @@ def needs(merged: Merged) -> dict[str, float]:
     count = len(merged.plan.inputs)
     work = threads * (count + 2) * 4 * (largest if whole else min(largest, 2**20))
     return {
-        "memory": float(450 * 10**6 + work + 2 * model.tensors.largest()),
+        "memory": float(400 * 10**6 + work),
         "disk": float(model.tensors.bytes),
         "seconds": model.tensors.parameters * (count + 1) * 4e-9,
     }

@@ -47,6 +47,7 @@ class Plan:
     architecture: type[PreTrainedModel]
     inputs: list[Reference]
     layers: int
+    seed: int
     warnings: list[str] = field(default_factory=list)
 
 
@@ -77,6 +78,7 @@ def plan(config: Config, models: Models, options: Options, alignment: Alignment 
         architecture=architecture,
         inputs=config.references,
         layers=_depth(config, donor),
+        seed=options.seed,
         warnings=warnings,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ class Space:
         for entry, own in zip(_entries(value) if setting else (), setting, strict=True):
             entry["parameters"] = {**(entry.get("parameters") or {}), self.parameter: own}
         return Document(self.document.name, value)
+
+    def told(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """A candidate for the record: number, value, the weights of each input over the layers, the layers in order."""
+        vector = entry["parameters"]
+        rows = [list(vector[place * self.points : (place + 1) * self.points]) for place in range(self.inputs)]
+        return {**entry, "weights": rows, "layers": self.path(vector)}
 
     def path(self, vector: Sequence[float]) -> list[int] | None:
         """The layers of a candidate, in order; None where their order is not searched."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -16,7 +16,7 @@ from prune.errors import PruneError
 from prune.merging import chance
 from prune.merging.block import Block, keywords
 from prune.merging.blocks import SIZE, Blocks
-from prune.model.tensors import Part
+from prune.model.tensors import Part, finite
 
 Reader = Callable[[], Part]  # opens one input's tensor for reading in parts
 Watch = Callable[[str, Block], None]  # sees every block of a tensor once
@@ -48,18 +48,26 @@ class Job:
 
 def compute(job: Job, watch: Watch | None = None) -> Tensor:
     """The merged tensor, on the CPU. `watch` is shown each block once, with the tensor's name."""
+    result, at = torch.empty(prod(job.shape), dtype=job.out), 0
+    for piece in pieces(job, watch):
+        result[at : at + len(piece)] = piece
+        at += len(piece)
+    return result.reshape(job.shape)
+
+
+def pieces(job: Job, watch: Watch | None = None) -> Iterator[Tensor]:
+    """The merged tensor laid out flat, block by block, on the CPU."""
     if not job.out.is_floating_point:
-        return _copied(job)
+        yield _copied(job).reshape(-1)
+        return
     blocks = _blocks(job)
     values = keywords(dict(job.values))
     facts = job.method.measure(blocks, **values) if hasattr(job.method, "measure") else None
-    result = torch.empty(blocks.entries, dtype=job.out)
-    for (start, stop), block in zip(blocks.spans(), blocks, strict=True):
+    for block in blocks:
         if watch:
             watch(job.name, block)
         merged = job.method.merge(block, facts, **values).to(job.dtype)
-        result[start:stop] = merged.reshape(-1).to(job.out)
-    return result.reshape(job.shape)
+        yield finite(job.name, merged.reshape(-1).to(device="cpu", dtype=job.out), "the merged model")
 
 
 def _blocks(job: Job) -> Blocks:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from prune.errors import PruneError
-from prune.model.tensors import Info, Tensors, ahead, finite
+from prune.model.tensors import Info, Tensors, finite
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,7 +38,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 64 * 1024**2  # bytes; a 100 MB header costs seconds to parse
 MAX_TENSORS = 1_000_000
-PIECE = 8 * 1024**2  # bytes written, read back and hashed at a time
+PIECE = 2 * 1024**2  # bytes written, read back and hashed at a time
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def _fill(file: Any, view: memoryview, path: Path) -> None:
 
 
 def write_folder(tensors: Tensors, folder: Path, *, shard_bytes: int = 4 * 1024**3) -> dict[str, str]:
-    """Write all tensors as safetensors into `folder`, a few tensors in memory at a time; gives file name -> sha256.
+    """Write all tensors as safetensors into `folder`, a few pieces in memory at a time; gives file name -> sha256.
 
     One `model.safetensors`, or shards of at most `shard_bytes` with an index. The hashes are of what was read back from
     each file, which is compared with what was written; PruneError where it differs. Files are flushed to disk, not
@@ -234,45 +237,110 @@ def _split(tensors: Tensors, shard_bytes: int) -> list[list[str]]:
 
 
 def _write_shard(tensors: Tensors, names: list[str], path: Path) -> str:
+    """Writes a file of its whole size from the start, each tensor to its place; gives the sha256.
+
+    As many tensors are written at once as `tensors` can compute, piece by piece; behind them one thread reads the file
+    from its beginning and hashes it.
+    """
+    head, places = _plan(tensors, names)
     digest = hashlib.sha256()
-    with path.open("wb") as file, path.open("rb", buffering=0) as again:
-        for chunk in _chunks(tensors, names):
-            for start in range(0, len(chunk), PIECE):
-                piece = memoryview(chunk)[start : start + PIECE]
-                file.write(piece)
-                file.flush()
-                digest.update(_read_back(again, piece, path))
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + sum(tensors.info[name].bytes for name in names))
+    with ThreadPoolExecutor(1) as behind:
+        waiting = [behind.submit(_hash, digest, path, 0, len(head))]
+        for name in _in_order(list(places), partial(_write_tensor, tensors, path, places), tensors.threads):
+            waiting.append(behind.submit(_hash, digest, path, places[name], tensors.info[name].bytes))
+    for hashed in waiting:
+        hashed.result()
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def _read_back(file: Any, written: memoryview, path: Path) -> bytearray:
-    """What the file holds where `written` was just written; PruneError when it is something else."""
-    found = bytearray(len(written))
-    if file.readinto(found) != len(written) or found != written:
-        raise PruneError("the disk gave back other bytes than were written", where=str(path))
-    return found
-
-
-def _chunks(tensors: Tensors, names: list[str]) -> Iterator[bytes | memoryview]:
-    """The file's bytes in order: header, then each tensor; widest types first, so that every tensor is aligned."""
+def _plan(tensors: Tensors, names: list[str]) -> tuple[bytes, dict[str, int]]:
+    """The file's header, and where each tensor's bytes begin; widest types first, so that every tensor is aligned."""
     order = sorted(names, key=lambda name: (-tensors.info[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    places, at = {}, 0
     for name in order:
         info = tensors.info[name]
-        header[name] = {
-            "dtype": CODES[info.dtype],
-            "shape": list(info.shape),
-            "data_offsets": [at, at + info.bytes],
-        }
+        header[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": [at, at + info.bytes]}
+        places[name] = at
         at += info.bytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    yield len(raw).to_bytes(8, "little") + raw
-    for name, value in zip(order, ahead(tensors, order), strict=True):
-        info = tensors.info[name]
-        tensor = value.detach().cpu().contiguous()
-        assert tuple(tensor.shape) == info.shape and tensor.dtype == info.dtype, (name, tensor.shape, info)
-        if prod(info.shape):
-            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    head = len(raw).to_bytes(8, "little") + raw
+    return head, {name: len(head) + place for name, place in places.items()}
+
+
+def _in_order(names: list[str], write: Callable[[str], None], threads: int) -> Iterator[str]:
+    """The names, each once its tensor was written, by so many threads; by this one where it is one."""
+    if threads == 1:
+        for name in names:
+            write(name)
+            yield name
+        return
+    with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(write, name) for name in names]
+        try:
+            for name, written in zip(names, waiting, strict=True):
+                written.result()
+                yield name
+        finally:
+            for written in waiting:
+                written.cancel()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """torch's own threads stand back, so that sums do not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_tensor(tensors: Tensors, path: Path, places: Mapping[str, int], name: str) -> None:
+    """One tensor to its place in the file, compared with what the file holds then."""
+    info, at = tensors.info[name], places[name]
+    end = at + info.bytes
+    with path.open("rb+", buffering=0) as file:
+        for piece in tensors.pieces(name):
+            assert piece.dtype == info.dtype, (name, piece.dtype, info)
+            if len(piece):
+                at = _write_piece(file, at, _bytes_of(piece), path)
+    assert at == end, (name, info, end - at)
+
+
+def _bytes_of(piece: Tensor) -> memoryview:
+    return memoryview(piece.detach().cpu().contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _write_piece(file: FileIO, at: int, piece: memoryview, path: Path) -> int:
+    """Writes bytes at a place, reads them back and compares; gives where they end."""
+    for start in range(0, len(piece), PIECE):
+        own = piece[start : start + PIECE]
+        file.seek(at + start)
+        left = own
+        while left:
+            left = left[file.write(left) :]
+        found = bytearray(len(own))
+        file.seek(at + start)
+        if file.readinto(found) != len(own) or found != own:
+            raise PruneError("the disk gave back other bytes than were written", where=str(path))
+    return at + len(piece)
+
+
+def _hash(digest: Any, path: Path, start: int, count: int) -> None:
+    """Adds a part of a file to a hash."""
+    buffer = memoryview(bytearray(min(count, PIECE)))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while count:
+            part = buffer[: min(count, PIECE)]
+            _fill(file, part, path)
+            digest.update(part)
+            count -= len(part)

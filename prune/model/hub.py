@@ -17,8 +17,9 @@ SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]  # configs, token
 
 
 def looks_like_id(source: str) -> bool:
-    """Whether a name has the form of a Hub id: "name" or "owner/name"."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source) is not None
+    """Whether a name has the form of a Hub id: "name" or "owner/name". Nobody there can be called models."""
+    found = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source)
+    return found is not None and not source.startswith("models/")
 
 
 def fetch(source: str, revision: str | None) -> Path:

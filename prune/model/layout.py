@@ -6,7 +6,7 @@ the original reads the cut one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache, partial
 
 import torch
@@ -102,12 +102,14 @@ def as_stored(model: Model) -> Tensors:
         return model.tensors
     info: dict[str, Info] = {}
     reads: dict[str, Callable[[], Tensor]] = {}
+    streams: dict[str, Callable[[], Iterator[Tensor]]] = {}
     held = lru_cache(maxsize=HELD)(model.tensors.read)
     for name, found in model.tensors.info.items():
         leaf = next((leaf for leaf in stored.merged if name.endswith("." + leaf)), None)
         if leaf is None:
             info[stored_name(name, stored)] = found
             reads[stored_name(name, stored)] = partial(model.tensors.read, name)
+            streams[stored_name(name, stored)] = partial(model.tensors.pieces, name)
             continue
         pieces = stored.merged[leaf]
         rows = found.shape[1] // len(pieces)
@@ -117,7 +119,11 @@ def as_stored(model: Model) -> Tensors:
                 info[new] = Info((rows, *found.shape[2:]), found.dtype)
                 reads[new] = partial(_expert, held, name, expert, number * rows, rows)
     threads = 1 if stored.merged else model.tensors.threads  # what is held for the experts is for one reader
-    return Tensors(info, lambda name: reads[name](), threads=threads)
+
+    def stream(name: str) -> Iterator[Tensor]:
+        yield from streams[name]() if name in streams else [reads[name]().reshape(-1)]
+
+    return Tensors(info, lambda name: reads[name](), threads=threads, stream=stream)
 
 
 def _expert(read: Callable[[str], Tensor], name: str, expert: int, start: int, rows: int) -> Tensor:

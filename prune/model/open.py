@@ -19,6 +19,7 @@ from prune.model.model import Model
 from prune.model.tensors import in_memory
 
 CARRIED = ("generation_config.json", "preprocessor_config.json")
+PLACEHOLDERS = ("models/base", "models/one", "models/two")  # in the packaged recipes
 TOKENIZER = (
     "tokenizer",
     "special_tokens_map",
@@ -61,7 +62,10 @@ def _local(source: str) -> Path | None:
     if path.is_dir():
         return path.resolve()
     if path.exists() or not hub.looks_like_id(source):
-        raise PruneError(f"no model folder {source!r}; give a folder with config.json, a Hub id, or 'bundled'")
+        instead = "give a folder with config.json, a Hub id, or 'bundled'"
+        if source in PLACEHOLDERS:
+            instead = f"it stands for a model of yours: in its place {instead}"
+        raise PruneError(f"no model folder {source!r}; {instead}")
     return None
 
 

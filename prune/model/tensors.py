@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite, prod
 
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from prune.errors import PruneError
 
 Part = Callable[[int, int], Tensor]
+PIECE = 2**19  # entries of a tensor that are read at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,17 @@ class Tensors:
     read: Callable[[str], Tensor]
     flat: Callable[[str], Part] | None = None  # reads a part of a tensor without the rest, where that can be
     threads: int = 1  # how many tensors may be read at once: more than one where reading is computing
+    stream: Callable[[str], Iterator[Tensor]] | None = None  # gives a tensor piece by piece, where that can be
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor laid out flat, in consecutive pieces: where it can be read so, the whole is never held."""
+        if self.stream:
+            yield from self.stream(name)
+        elif self.flat:
+            part, entries = self.flat(name), prod(self.info[name].shape)
+            yield from (part(start, min(start + PIECE, entries)) for start in range(0, entries, PIECE))
+        else:
+            yield self.read(name).reshape(-1)
 
     def parts(self, name: str) -> Part:
         """A function that reads entries [start, stop) of a tensor laid out flat, in the stored type."""
@@ -108,7 +117,14 @@ def edited(tensors: Tensors, edits: Mapping[str, Edit]) -> Tensors:
         edit = edits[name]
         return tensors.parts(edit.source) if edit.plain else _parts_of(read(name))
 
-    return Tensors(info, read, flat, tensors.threads)
+    def stream(name: str) -> Iterator[Tensor]:
+        edit = edits[name]
+        if edit.plain:
+            yield from tensors.pieces(edit.source)
+        else:
+            yield read(name).reshape(-1)
+
+    return Tensors(info, read, flat, tensors.threads, stream)
 
 
 def _parts_of(tensor: Tensor) -> Part:
@@ -134,38 +150,3 @@ def finite(name: str, tensor: Tensor, where: str) -> Tensor:
         if not (isfinite(low) and isfinite(high)):
             raise PruneError(f"tensor {name!r} holds NaN or infinity; the checkpoint is damaged", where=where)
     return tensor
-
-
-def ahead(tensors: Tensors, names: Sequence[str]) -> Iterator[Tensor]:
-    """The tensors in order, the next ones read by `tensors.threads` threads while one is being used.
-
-    At most one more than there are threads is held, and of large ones as many as twice the largest takes.
-    """
-    if tensors.threads == 1:
-        yield from map(tensors.read, names)
-        return
-    waiting: deque[tuple[int, Future[Tensor]]] = deque()
-    rest, most = deque(names), 2 * tensors.largest()
-    with _one_thread_each(), ThreadPoolExecutor(tensors.threads) as pool:
-        try:
-            while waiting or rest:
-                while rest and len(waiting) <= tensors.threads:
-                    size = tensors.info[rest[0]].bytes
-                    if waiting and size + sum(held for held, _ in waiting) > most:
-                        break
-                    waiting.append((size, pool.submit(tensors.read, rest.popleft())))
-                yield waiting.popleft()[1].result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """torch's own threads stand back, so that sums do not depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -218,8 +218,8 @@ def exported(found: dict[str, Any], out: object) -> list[Table | str]:
     return [*([Table(("file", "size"), lines, frozenset({1}))] if lines else []), *rest, f"files: {out}"]
 
 
-def merged(found: dict[str, Any], out: object) -> list[Table | str]:
-    """What `merge` prints: how, from what, how large, and what each layer's changes look like where it was asked."""
+def merged(found: dict[str, Any], out: object | None) -> list[Table | str]:
+    """What `merge` prints: how, from what, how large, what each layer's changes are, and where (None: nowhere)."""
     record, needs = found["merge"], found["needs"]
     lines = [("method", record["method"]), ("inputs", ", ".join(record["inputs"]))]
     lines += [("parameters", f"{found['parameters']:,}"), ("bytes", size(found["bytes"]))]
@@ -239,7 +239,7 @@ def merged(found: dict[str, Any], out: object) -> list[Table | str]:
             for row in rows
         ]
         shown.insert(1, Table(head, body, frozenset(range(1, len(head)))))
-    return [*shown, f"files: {out}"]
+    return shown if out is None else [*shown, f"files: {out}"]
 
 
 def flat(value: Any) -> str:

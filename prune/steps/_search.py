@@ -83,7 +83,7 @@ def searched(
         "metric": wanted.get("metric", "perplexity"),
         "best": {"parameters": found.vector, "value": found.value, "layers": path},
         "start": found.candidates[0]["value"],
-        "candidates": found.candidates,
+        "candidates": [found_space.told(entry) for entry in found.candidates],
     }
     return found_space.config(found.vector), path
 

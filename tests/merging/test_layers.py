@@ -47,11 +47,16 @@ def test_expansion_changes_no_logit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", zoo.FAMILIES)
-def test_a_stacked_model_of_every_family_runs_and_its_config_lists_follow(name: str) -> None:
+def test_a_stacked_model_of_every_family_runs_in_stock_transformers_and_its_config_lists_follow(
+    name: str, tmp_path: Path
+) -> None:
     model = prune.open(zoo.module(name))
     up = prune.upscale(model, drop=1)
     assert up.config.model_type == name
-    module = prune.load(up)
+    prune.save(up, tmp_path / "up")
+    module, report = type(zoo.module(name)).from_pretrained(tmp_path / "up", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert torch.equal(zoo.logits(module, zoo.batch(name)), zoo.logits(prune.load(up), zoo.batch(name)))
     assert torch.isfinite(zoo.logits(module, zoo.batch(name))).all()
     if name in zoo.GENERATES:
         assert module.generate(zoo.batch(name)["input_ids"][:1], max_new_tokens=2).shape[1] > 1

@@ -221,27 +221,67 @@ def test_the_command_merges_checks_and_reports(place: Path, capsys: pytest.Captu
     assert cli.run(["merge", "c.yml", "out", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["merge"]["method"] == "ties"
     assert files.names(place) == before
-    assert cli.run(["merge", "c.yml", "out", "--report"]) == 0
+    assert cli.run(["merge", "c.yml", "out", "--dry-run"]) == 0
+    assert "files:" not in capsys.readouterr().out
+    assert cli.run(["merge", "c.yml", "out"]) == 0
     assert "signs differ" in capsys.readouterr().out
     assert cli.run(["verify", "out"]) == 0
+    page = Path("out/report/index.html").read_text()
+    assert (
+        "sign conflicts" in page
+        and "How alike the deltas are" in page
+        and "By ties" in Path("out/README.md").read_text()
+    )
+    assert cli.run(["report", "out"]) == 0
+    assert Path("out/report/index.html").read_text() == page
     assert cli.run(["merge", "c.yml", "out"]) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
     svg = Path("out/merge/layers.svg").read_bytes()
-    assert cli.run(["merge", "c.yml", "out", "--report", "--overwrite"]) == 0
+    assert cli.run(["merge", "c.yml", "out", "--overwrite"]) == 0
     assert Path("out/merge/layers.svg").read_bytes() == svg
+    assert cli.run(["merge", "c.yml", "bare", "--no-report"]) == 0
+    assert not Path("bare/report").exists() and cli.run(["verify", "bare"]) == 0
+    assert files.sha256("bare/model.safetensors") == files.sha256("out/model.safetensors")
+
+
+def test_what_the_command_recorded_is_a_recipe_that_makes_the_same_bytes(place: Path) -> None:  # noqa: ARG001
+    Path("c.yml").write_text(json.dumps(ties(merge_method="dare_ties", random_seed=3)))
+    assert cli.run(["merge", "c.yml", "out", "--no-report"]) == 0
+    apply({**files.manifest("out")["recipe"], "output": "again"})
+    assert files.sha256("again/model.safetensors") == files.sha256("out/model.safetensors")
+
+
+def test_the_command_grows_a_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files.names(place)
+    assert cli.run(["upscale", "models/base", "grown", "--layers", "0-1,1-2", "--dry-run"]) == 0
+    assert files.names(place) == before
+    assert cli.run(["upscale", "models/base", "grown", "--layers", "0-1,1-2"]) == 0
+    assert AutoModelForCausalLM.from_pretrained("grown").config.num_hidden_layers == 4
+    assert cli.run(["upscale", "models/base", "other", "--drop", "1", "--expand", "2"]) == 2
+    assert "give one of drop, layers and expand" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_a_recipe_whose_models_are_still_to_be_named_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PruneError, match="'models/base'; it stands for a model of yours"):
+        check(name)
 
 
 def test_memory_and_disk_that_will_not_do_are_told_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prune.merging import write
+    from prune.recipe import merging
 
     Path("c.yml").write_text(json.dumps(ties()))
-    monkeypatch.setattr(write, "needs", lambda _: {"memory": 1.0, "disk": 1e18, "seconds": 0.0})
+    monkeypatch.setattr(merging, "needs", lambda _: {"memory": 1.0, "disk": 1e18, "seconds": 0.0})
     with pytest.raises(PruneError, match="GB of disk"):
-        write.written("c.yml", place / "out")
+        merging.merge("c.yml", place / "out")
     monkeypatch.undo()
     monkeypatch.setattr("os.sysconf", lambda _: 1000)
     with pytest.raises(PruneError, match="GB of memory"):
-        write.written(place / "c.yml", place / "out")
+        merging.merge(place / "c.yml", place / "out")
 
 
 def test_real_fine_tunes_merge_below_the_base_on_both_of_their_domains(fixtures_folder: Path) -> None:

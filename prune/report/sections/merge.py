@@ -20,7 +20,9 @@ def section(facts: Facts) -> Section | None:
         if names:
             blocks.append(_inputs(names, facts.steps[number - 1].get("options") or {}))
         if layers := found.get("layers"):
-            blocks += _plots(number, layers)
+            blocks += [*_plots(number, layers), Rows(_table(layers), "Layer by layer")]
+    for number, found in facts.records("search"):
+        blocks += _search(number, found)
     return Section("merge", "Merge", blocks) if blocks else None
 
 
@@ -37,6 +39,25 @@ def _name(source: object) -> str:
     """A Hub id whole, of a local folder its name."""
     text = str(source).rstrip("/")
     return text.rsplit("/", 1)[-1] if text.startswith(("/", ".", "~")) else text
+
+
+def _search(number: int, found: dict[str, Any]) -> list[Block]:
+    """How a search went, and every candidate of it."""
+    tried = found.get("candidates") or []
+    best = (found.get("best") or {}).get("value")
+    if not tried or best is None:
+        return []
+    metric = found.get("metric", "perplexity")
+    measure = metric if metric == "perplexity" else "share of wrong answers"
+    said = (
+        f"Step {number} tried {len(tried)} merges: {measure} {tried[0]['value']:.4g} at the start, {best:.4g} at best."
+    )
+    rows = [
+        (str(own["number"]), f"{own['value']:.4g}", _flat(own.get("weights") or []), _flat(own.get("layers") or []))
+        for own in tried
+    ]
+    head = ("candidate", measure, "weights of each model", "layers")
+    return [Prose(said), Rows(Table(head, rows, frozenset({1})), "Every candidate")]
 
 
 def _flat(value: Any) -> str:
@@ -61,6 +82,20 @@ def _plots(number: int, layers: Sequence[dict[str, Any]]) -> list[Plot]:
         if any(value is not None for value in values):
             made.append(_lines(f"merge-{number}-{key}", title, label, layers, {label: values}))
     return made
+
+
+def _table(layers: Sequence[dict[str, Any]]) -> Table:
+    """A row for each layer: the norm of each model's delta, their cosine, the share of signs that conflict."""
+    models = list(dict.fromkeys(name for layer in layers for name in layer.get("delta_norm") or {}))
+    rows = []
+    for number, layer in enumerate(layers):
+        norms = [(layer.get("delta_norm") or {}).get(name) for name in models]
+        cosine, conflicts = _mean(layer.get("cosine")), _mean(layer.get("sign_conflicts"))
+        cells = ["" if norm is None else f"{norm:.4g}" for norm in norms]
+        cells += ["" if cosine is None else f"{cosine:.3f}", "" if conflicts is None else f"{conflicts:.1%}"]
+        rows.append((str(layer.get("layer", number)), *cells))
+    head = ("layer", *(f"norm, {name}" for name in models), "cosine", "sign conflicts")
+    return Table(head, rows, frozenset(range(1, len(head))))
 
 
 def _mean(value: Any) -> float | None:

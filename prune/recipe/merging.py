@@ -1,0 +1,99 @@
+"""`prune merge CONFIG OUT`: from a merge config to a folder that appears whole or not at all, with a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from prune import files
+from prune.errors import PruneError
+from prune.merging import chart
+from prune.merging.merge import Merged, needs, prepare, refuse_too_large
+from prune.model.save import write
+from prune.progress import Progress
+from prune.recipe.keys import FORMAT, versions
+from prune.recipe.output import seal
+
+
+def merge(
+    config: str | Path,
+    folder: str | Path,
+    *,
+    seed: int | None = None,
+    compat: Literal["mergekit"] | None = None,
+    device: str = "cpu",
+    report: bool = True,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Merge as a config file says and write the result; gives what prune.json keeps of it.
+
+    `report` measures what happens to each layer, and adds the page, the card, and merge/layers.csv and layers.svg; a
+    `dry_run` ends after the checks. Raises PruneError, before a tensor is read, for whatever is known to be wrong,
+    memory and disk included.
+    """
+    target = Path(folder).resolve()
+    merged = prepare(config, seed=seed, compat=compat, device=device, profile=report, headers=dry_run)
+    _refuse_full(merged, target)
+    found: dict[str, Any] = {
+        "merge": merged.record,
+        "parameters": merged.model.tensors.parameters,
+        "bytes": merged.model.tensors.bytes,
+        "saved_as": merged.model.config.model_type,
+        "needs": needs(merged),
+        "warnings": merged.plan.warnings,
+    }
+    if dry_run:
+        return found
+    progress = progress or Progress(quiet=True)
+    began = time.perf_counter()
+    with files.staged(target, overwrite=overwrite) as staging, progress.track(f"merging into {folder}"):
+        table = write(merged.model, staging)
+        if merged.profile is not None:
+            merged.record["layers"] = rows = merged.profile.rows()
+            for path in chart.write(rows, staging / "merge") if rows else ():
+                table[path.relative_to(staging).as_posix()] = files.sha256(path)
+        content = _content(merged, found, seed=merged.plan.seed, device=device)
+        timings = [{"seconds": time.perf_counter() - began}]
+        if report:
+            seal(staging, content, table, timings, None)
+        else:
+            files.write_json(staging / files.TIMINGS, {"steps": timings})
+            files.write_json(staging / files.MANIFEST, content | {"files": table})
+    return found
+
+
+def _content(merged: Merged, found: dict[str, Any], *, seed: int, device: str) -> dict[str, Any]:
+    """What prune.json says: what a recipe of this one step would, so that the same page can be drawn from it."""
+    options = {
+        name: value for name, value in merged.config.document.value.items() if name not in ("name", "random_seed")
+    }
+    if merged.record["compat"]:
+        options["compat"] = merged.record["compat"]
+    source = str(merged.config.base or merged.plan.inputs[0])
+    kept = ("merge", "parameters", "bytes", "saved_as")
+    donor = merged.plan.donor.tensors
+    record = {name: found[name] for name in kept}
+    record |= {"parameters": [donor.parameters, found["parameters"]], "bytes": [donor.bytes, found["bytes"]]}
+    step = {"word": "merge", "options": options, "record": record, "warnings": found["warnings"]}
+    return {
+        "format": files.MARK,
+        "format_version": FORMAT,
+        "recipe": {"model": source, "seed": seed, "steps": [{"merge": options}]},
+        "model": {"source": source},
+        "seed": seed,
+        "device": device,
+        "versions": versions(),
+        "steps": [step],
+    }
+
+
+def _refuse_full(merged: Merged, target: Path) -> None:
+    refuse_too_large(merged)
+    standing = next(parent for parent in target.parents if parent.exists())
+    needed, free = needs(merged)["disk"], shutil.disk_usage(standing).free
+    if needed > free:
+        raise PruneError(f"needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free", where=str(target))
