@@ -1,10 +1,11 @@
 """Merging beside mergekit: wall time and peak memory of whole commands on a bf16 trio of 0.2 B parameters.
 
     python benchmarks/merge.py --peer /path/to/mergekit-env/bin/mergekit-yaml
-    python benchmarks/merge.py --peer ... --methods ties slerp --repeats 3
+    python benchmarks/merge.py --peer ... --methods ties slerp --repeats 3 --report
 
 Both sides run in turn, as a person starts them; medians are printed. Imports are timed apart, and so is the floor: a
 process that reads the same inputs, writes as many bytes as come out, flushes and hashes them, and computes nothing.
+Since mergekit reports nothing, ours runs with `--no-report`; `--report` runs it a second time with the report.
 docs/merging.md keeps the figures with hardware and versions.
 """
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--peer", help="mergekit-yaml of another environment; without it only our side runs")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--report", action="store_true", help="also time our side with its report")
     parser.add_argument("--models", type=Path, help="where the trio lies, or is to be made and kept")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--floor", nargs=2, metavar=("INPUTS", "OUT"), help=argparse.SUPPRESS)
@@ -96,7 +98,8 @@ def config(method: str, models: Path) -> dict[str, Any]:
 
 def compare(models: Path, scratch: Path, arguments: argparse.Namespace) -> None:
     ours = [sys.executable, "-m", "prune", "merge", "-q"]
-    imports = [[sys.executable, "-c", "import sys; sys.argv = ['prune']; import prune.merging.write"]]
+    used = "import prune.recipe.merging; from transformers import LlamaForCausalLM"
+    imports = [[sys.executable, "-c", f"import sys; sys.argv = ['prune']; {used}"]]
     if arguments.peer:
         imports.append([str(Path(arguments.peer).parent / "python"), "-c", "import mergekit.scripts.run_yaml"])
     for name, command in zip(("ours", "mergekit"), imports, strict=False):
@@ -109,7 +112,9 @@ def compare(models: Path, scratch: Path, arguments: argparse.Namespace) -> None:
         sides: dict[str, list[str]] = {"floor": [sys.executable, __file__, "--floor", used]}
         if arguments.peer:
             sides["mergekit"] = [arguments.peer, str(source)]
-        sides["ours"] = [*ours, str(source)]
+        sides["ours"] = [*ours, "--no-report", str(source)]
+        if arguments.report:
+            sides["ours, with report"] = [*ours, str(source)]
         found: dict[str, list[Measured]] = {name: [] for name in sides}
         for _ in range(arguments.repeats):
             for name, command in sides.items():
