@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -245,8 +244,8 @@ def _write_shard(tensors: Tensors, names: list[str], path: Path) -> str:
     head, places = _plan(tensors, names)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(head)
         file.truncate(len(head) + sum(tensors.info[name].bytes for name in names))
+    _write(path, 0, [memoryview(head)])
     with ThreadPoolExecutor(1) as behind:
         waiting = [behind.submit(_hash, digest, path, 0, len(head))]
         for name in _in_order(list(places), partial(_write_tensor, tensors, path, places), tensors.threads):
@@ -304,34 +303,33 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _write_tensor(tensors: Tensors, path: Path, places: Mapping[str, int], name: str) -> None:
-    """One tensor to its place in the file, compared with what the file holds then."""
-    info, at = tensors.info[name], places[name]
-    end = at + info.bytes
-    with path.open("rb+", buffering=0) as file:
-        for piece in tensors.pieces(name):
-            assert piece.dtype == info.dtype, (name, piece.dtype, info)
-            if len(piece):
-                at = _write_piece(file, at, _bytes_of(piece), path)
-    assert at == end, (name, info, end - at)
+    """One tensor to its place in the file."""
+    at, info = places[name], tensors.info[name]
+    end = _write(path, at, (_bytes_of(piece, info) for piece in tensors.pieces(name)))
+    assert end == at + info.bytes, (name, info, end - at)
 
 
-def _bytes_of(piece: Tensor) -> memoryview:
+def _bytes_of(piece: Tensor, info: Info) -> memoryview:
+    assert piece.dtype == info.dtype, (piece.dtype, info)
     return memoryview(piece.detach().cpu().contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _write_piece(file: FileIO, at: int, piece: memoryview, path: Path) -> int:
-    """Writes bytes at a place, reads them back and compares; gives where they end."""
-    for start in range(0, len(piece), PIECE):
-        own = piece[start : start + PIECE]
-        file.seek(at + start)
-        left = own
-        while left:
-            left = left[file.write(left) :]
-        found = bytearray(len(own))
-        file.seek(at + start)
-        if file.readinto(found) != len(own) or found != own:
-            raise PruneError("the disk gave back other bytes than were written", where=str(path))
-    return at + len(piece)
+def _write(path: Path, at: int, pieces: Iterable[memoryview]) -> int:
+    """Writes pieces one after the other from a place on, reads each back and compares; gives where they end."""
+    with path.open("rb+", buffering=0) as file:
+        for whole in pieces:
+            for start in range(0, len(whole), PIECE):
+                piece = whole[start : start + PIECE]
+                file.seek(at)
+                left = piece
+                while left:
+                    left = left[file.write(left) :]
+                found = bytearray(len(piece))
+                file.seek(at)
+                if file.readinto(found) != len(piece) or found != piece:
+                    raise PruneError("the disk gave back other bytes than were written", where=str(path))
+                at += len(piece)
+    return at
 
 
 def _hash(digest: Any, path: Path, start: int, count: int) -> None:

@@ -57,7 +57,7 @@ class _Spoiling(io.FileIO):
 def test_what_the_disk_gives_back_is_compared(tmp_path: Path, tensors: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.open
     monkeypatch.setattr(
-        Path, "open", lambda path, mode, **k: _Spoiling(path, "w") if mode == "wb" else real(path, mode, **k)
+        Path, "open", lambda path, mode, **k: _Spoiling(path, "r+") if mode == "rb+" else real(path, mode, **k)
     )
     with pytest.raises(PruneError, match="the disk gave back other bytes than were written"):
         write_folder(lazily(tensors), tmp_path)
