@@ -10,6 +10,7 @@ from typing import Any, Literal
 from prune import files
 from prune.errors import PruneError
 from prune.merging import chart
+from prune.merging.inputs import folder as folder_of
 from prune.merging.merge import Merged, needs, prepare, refuse_too_large
 from prune.model.save import write
 from prune.progress import Progress
@@ -73,7 +74,7 @@ def _content(merged: Merged, found: dict[str, Any], *, seed: int, device: str) -
     }
     if merged.record["compat"]:
         options["compat"] = merged.record["compat"]
-    source = str(merged.config.base or merged.plan.inputs[0])
+    source = folder_of((merged.config.base or merged.plan.inputs[0]).model, merged.config)
     kept = ("merge", "parameters", "bytes", "saved_as")
     donor = merged.plan.donor.tensors
     record = {name: found[name] for name in kept}
