@@ -12,6 +12,7 @@ from prune.errors import PruneError
 from prune.merging import chart
 from prune.merging.inputs import folder as folder_of
 from prune.merging.merge import Merged, needs, prepare, refuse_too_large
+from prune.model.memory import release
 from prune.model.save import write
 from prune.progress import Progress
 from prune.recipe.keys import FORMAT, versions
@@ -37,6 +38,7 @@ def merge(
     memory and disk included.
     """
     target = Path(folder).resolve()
+    release()  # what importing left behind, or it counts on top of the merge
     merged = prepare(config, seed=seed, compat=compat, device=device, profile=report, headers=dry_run)
     _refuse_full(merged, target)
     found: dict[str, Any] = {
