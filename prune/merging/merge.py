@@ -21,6 +21,7 @@ from prune.merging.parse import parse
 from prune.merging.plan import Options, Plan, plan
 from prune.merging.profile import Profile
 from prune.merging.stream import compute, pieces
+from prune.model.memory import available
 from prune.model.model import Model
 from prune.model.tensors import Info, Tensors
 
@@ -139,10 +140,7 @@ def _floats(shape: tuple[int, ...]) -> int:
 
 def refuse_too_large(merged: Merged) -> None:
     """PruneError where the memory that is free will not do."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return
+    free = available("cpu")
     needed = needs(merged)["memory"]
     if needed > free:
         raise PruneError(f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")

@@ -279,7 +279,7 @@ def test_memory_and_disk_that_will_not_do_are_told_before(place: Path, monkeypat
     with pytest.raises(PruneError, match="GB of disk"):
         merging.merge("c.yml", place / "out")
     monkeypatch.undo()
-    monkeypatch.setattr("os.sysconf", lambda _: 1000)
+    monkeypatch.setattr("prune.merging.merge.available", lambda _: 1000)
     with pytest.raises(PruneError, match="GB of memory"):
         merging.merge(place / "c.yml", place / "out")
 
