@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import combinations
 from pathlib import PurePath
 from typing import Any
@@ -58,12 +59,13 @@ class Profile:
         rows = block.deltas() if block.base is not None else [tensor - tensors[0] for tensor in tensors[1:]]
         if not rows:
             return
-        stacked = torch.stack([row.reshape(-1).float() for row in rows])  # (models, entries)
-        up, down = (stacked > 0).any(dim=0), (stacked < 0).any(dim=0)
-        products, conflicts = (stacked @ stacked.T).double().cpu(), int(torch.count_nonzero(up & down))
+        flat = [row.reshape(-1).float() for row in rows]
+        products = torch.tensor([[float(torch.dot(one, other)) for other in flat] for one in flat], dtype=torch.float64)
+        most, least = reduce(torch.maximum, flat), reduce(torch.minimum, flat)
+        conflicts = int(torch.count_nonzero((most > 0) & (least < 0)))
         own = self.sums.setdefault(name, Sums(torch.zeros_like(products)))
         own.products = own.products + products
-        own.entries += stacked.shape[1]
+        own.entries += len(flat[0])
         own.conflicts += conflicts
 
     def rows(self) -> list[dict[str, Any]]:
