@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +22,8 @@ from prune.remove.choose import legal, structural
 from prune.remove.cut import cut
 from tests import zoo
 
-PAGE = Path(__file__).parent / "families.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "families.md"
 KINDS = ("heads", "query_heads", "channels", "experts", "layers", "attention", "mlp", "width")
 INTRO = """\
 # Model families
@@ -31,15 +35,17 @@ the table: masked equals sliced, a stock reload with equal logits to the last bi
 
 - **stock**: plain transformers loads it, in a process without prune, when every layer loses as much.
 - **stock, some counts**: the config refuses counts that do not divide the width; `choose` moves to the nearest that
-  fits. **some as** another type: those counts are saved under a type that computes exactly the same.
+  fits, heads first, then the width. **some as** another type: those counts are saved under a type that computes exactly
+  the same.
 - **prune.load**: a checkpoint of a type of its own (`prune_gpt2`), which `prune.load` and, once prune is imported, the
   Auto classes load; stock transformers refuses it by name. Layers that lose unequally always give this.
-- **no**: refused, with the reason below the table.
+- **no**: refused, in one line that gives the reason; the same stands below the table.
 
 """
 AFTER = """
-Attention and mlp are those of whole layers: a layer that loses both is dropped, and the result is stock where no other
-layer loses one alone. The width is that of the hidden state; norms over it are rescaled by the ratio that was measured.
+Attention and mlp are those of whole layers. No stock config states a layer without one, hence prune.load; a layer that
+loses both is dropped, and the result is stock where no other layer loses one alone. The width is that of the hidden
+state; norms over it are rescaled by the ratio that was measured.
 
 Every family also has a form whose layers differ (`scope: global`), except where the notes say otherwise. Checkpoints
 are written with the names and the layout that stock transformers writes: experts one by one, ViT's under older names.
@@ -50,35 +56,30 @@ Any other network (ResNet, MobileNet, ConvNeXt, a module of your own) is cut by 
 
 ## Trained networks
 
-What `tests/remove/test_real.py` finds of trained checkpoints, not trained after the cut; random is a mean over seeds.
+What `tests/remove/trained.py` measured on trained checkpoints, not trained after the cut; `tests/remove/test_real.py`
+measures it again and holds it to the bound in the last column. At random is a mean over seeds.
 
-| network | removed | criterion | before | after | at random |
-| --- | --- | --- | --- | --- | --- |
-| GPT-2 that sorts six digits, all 729 inputs right | 25 % of channels | Wanda | 100 % | 100 % | 99.7 % |
-| BERT classifier of Korean reviews, 1,300 held out | 25 % of channels | Wanda | 82.7 % | 82.8 % | 82.7 % |
-| the same, KL divergence of what it says | 25 % of channels | Wanda | 0 | 0.00007 | 0.00041 |
-| ResNet-20, CIFAR-10, 600 held out | 25 % of channels | Taylor | 86.2 % | 75.7 % | 62.3 % |
-| ResNet-56, CIFAR-10, 600 held out | 25 % of channels | Taylor | 89.3 % | 84.3 % | 77.9 % |
-| Mixtral with four equal experts | 2 of 4 experts | REAP, frequency | | equal logits | |
+| network | measure | removed | criterion | before | after | at random | may lose at most |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
 def page() -> str:
-    rows, notes = [], []
-    for name in families.names():
-        model = open_model(zoo.module(name))
-        found = [_cell(model, kind) for kind in KINDS]
-        first, *others = model.family.classes
-        more = f" and {len(others)} more" if others else ""
-        rows.append(f"| `{name}` | `{first}`{more} | {' | '.join(found)} |")
-        notes += _notes(model)
+    models = [open_model(zoo.module(name)) for name in families.names()]
     head = f"| `model_type` | classes | {' | '.join(KINDS)} |\n| --- | --- |{' --- |' * len(KINDS)}\n"
-    return INTRO + head + "\n".join(rows) + "\n\n" + "\n".join(notes) + "\n" + AFTER
+    return INTRO + head + "\n".join(map(_row, models)) + "\n\n" + "\n".join(_notes(models)) + "\n" + AFTER + _trained()
+
+
+def _row(model: Model) -> str:
+    first, *others = model.family.classes
+    more = f" and {len(others)} more" if others else ""
+    cells = " | ".join(_cell(model, kind) for kind in KINDS)
+    return f"| `{model.family.model_type}` | `{first}`{more} | {cells} |"
 
 
 def _cell(model: Model, kind: str) -> str:
     if kind not in kinds(model):
-        return "no" if kind in model.family.refused else "-"
+        return "no"
     found = groups(model, kind)
     if kind == "layers":
         small = cut(model, {"layers": [unit for part in found[0].partitions for unit in part[1:]]})
@@ -117,23 +118,67 @@ def _word(small: Model) -> str:
     return "stock" if same else f"stock (as `{small.config.model_type}`)"
 
 
-def _notes(model: Model) -> list[str]:
+def _notes(models: Sequence[Model]) -> list[str]:
+    """What the table's words leave open, one line for all families that share it."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for kind, model in itertools.product(KINDS, models):
+        if kind not in kinds(model):
+            told.setdefault((f"No {kind}", families.reason(model.family, kind)), []).append(model.family.model_type)
+    for model in models:
+        for about, what in _remarks(model):
+            told.setdefault((about, what), []).append(model.family.model_type)
+    return [_note(about, what, names, len(models)) for (about, what), names in told.items()]
+
+
+def _trained() -> str:
+    """The rows of what was measured on trained networks."""
+    found = json.loads((ROOT / "tests" / "remove" / "trained.json").read_text(encoding="utf-8"))
+    lines = []
+    for row in (row for rows in found.values() for row in rows):
+        right = row["measure"] == "right"
+        chance = sum(row["chance"]) / len(row["chance"])
+        numbers = [_share(row[key]) if right else _small(row[key]) for key in ("before", "after")]
+        numbers.append(_share(chance) if right else _small(chance))
+        most = _points(row["at_most"]) if right else _small(row["at_most"])
+        cells = [row["network"], row["measure"], row["removed"], row["criterion"], *numbers, most]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.0f} point{'s' * (value != 0.01)}" if value else "nothing"
+
+
+def _small(value: float) -> str:
+    return f"{value:.5f}" if value >= 1e-5 else "0" if not value else "below 0.00001"
+
+
+def _note(about: str, what: str, names: Sequence[str], among: int) -> str:
+    if len(names) > among / 2:
+        rest = ", ".join(f"`{name}`" for name in families.names() if name not in names)
+        whose = f"all but {rest}"
+    else:
+        whose = ", ".join(f"`{name}`" for name in names)
+    text = f"- **{about}** in {whose}: {what}."
+    return textwrap.fill(text, 120, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+
+
+def _remarks(model: Model) -> list[tuple[str, str]]:
     family = model.family
-    lines = [f"- `{family.model_type}`, no {kind}: {why}." for kind, why in family.refused.items()]
-    lines += [f"- `{family.model_type}`, {kind} by prune.load only: {why}." for kind, why in family.fixed.items()]
+    found = [(f"{kind.capitalize()} by prune.load only", why) for kind, why in family.fixed.items()]
     if family.alias:
-        lines.append(f"- `{family.model_type}`: counts its config refuses are saved as `{family.alias.model_type}`.")
+        found.append(("Another type", f"counts the config refuses are saved as `{family.alias.model_type}`"))
     if not family.differing:
-        lines.append(f"- `{family.model_type}` has no form whose layers differ.")
+        found.append(("No layers that differ", "every layer must lose as much"))
     if family.numbered:
-        lines.append(
-            f"- `{family.model_type}`: no layers where the config sets {', '.join(f'`{n}`' for n in family.numbered)}."
-        )
+        found.append(("No layers", f"where the config sets {', '.join(f'`{name}`' for name in family.numbered)}"))
     if "experts" in family.parts:
-        lines.append(
-            f"- `{family.model_type}`: channels inside an expert stay in multiples of 8, as grouped kernels need."
-        )
-    return lines
+        found.append(("Channels of experts", "they stay in multiples of 8, as grouped kernels need"))
+    return found
 
 
 if __name__ == "__main__":

@@ -114,6 +114,9 @@ def _differing(
     values["model_type"] = PREFIX + family.model_type
     values["allow_global_per_layer_attribute_access"] = True
     values["per_layer_config"] = {i: nonuniform.overrides(family, own) for i, own in enumerate(sizes)}
+    for number in family.structural:  # stated of all layers too, where one has none of its own (BLOOM's channels)
+        if not all(family.sizes[number] in own for own in values["per_layer_config"].values()):
+            values.setdefault(family.sizes[number], model.numbers[number])
     architecture = nonuniform.model_class(family.model_type, _stock_class(model.architecture))
     values["architectures"] = [architecture.__name__]
     return nonuniform.config_class(family.model_type).from_dict(values), architecture

@@ -16,9 +16,10 @@ from prune.errors import PruneError, unknown
 
 Role = Literal["producer", "consumer", "follower", "router"]
 PREFIX = "prune_"  # of the model types whose layers differ
-SQUARE = (
-    "attention is as wide as the model, and no config says otherwise"  # why a stock type has no form for fewer heads
-)
+
+# Reasons that several families give, in `fixed` and `refused`.
+SQUARE = "attention is as wide as the model, and no config says otherwise"
+MEANS = "its LayerNorms subtract the mean over the width, which no weight puts right when positions go"
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ def experts(module: str, router: str) -> dict[str, tuple[Part, ...]]:
 class Sublayer:
     """A half of a layer that can be left out, so that the stream passes it by: attention, or the MLP.
 
-    `module` is what then gives zeros; `others` belong to it and pass on what they are given (its norms).
+    `module` is what then gives zeros; `others` belong to it and pass on what they are given (its norms). A module that
+    adds to the stream by itself gives the argument at the place `passes` instead.
     """
 
     module: str
     others: tuple[str, ...] = ()
     returns: int = 0  # how many values the module returns in a tuple; 0 for a plain tensor
+    passes: int | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -155,7 +158,7 @@ class Family:
     dense_layers: str = ""  # config list of the layers that have an MLP in place of experts
     settings: Mapping[str, Any] = field(default_factory=dict)  # config values that hold for every cut
     fixed: Mapping[str, str] = field(default_factory=dict)  # numbers that no stock config states -> why
-    refused: Mapping[str, str] = field(default_factory=dict)  # kinds that cannot be cut at all -> why
+    refused: Mapping[str, str] = field(default_factory=dict)  # kinds that cannot be cut at all -> why: see `reason`
     numbered: tuple[str, ...] = ()  # config switches that tie a layer to its number, so that none may be dropped
     attributes: Mapping[str, str] = field(default_factory=dict)  # module attribute in a layer -> number it holds
     configured: tuple[str, ...] = ()  # modules in a layer that read numbers off their config while they run
@@ -180,6 +183,21 @@ class Family:
         kinds = {"heads": "heads", "kv_heads": "heads", "channels": "channels", "experts": "experts"}
         kinds["expert_channels"] = "channels"
         return tuple(number for number, kind in kinds.items() if number in self.sizes and kind in self.parts)
+
+
+def reason(family: Family, kind: str) -> str:
+    """Why a model of a family offers no groups of a kind: what the family says, else what follows from its data."""
+    if kind in family.refused:
+        return family.refused[kind]
+    if kind == "layers" and family.numbered:
+        return f"{', '.join(family.numbered)} ties each to its number"
+    if kind == "query_heads":
+        return "every key-value head has one query head; remove heads instead"
+    if kind == "experts":
+        return "it has none"
+    if kind in ("attention", "mlp"):
+        return "no layer has one any more" if kind in family.sublayers else "its family names no `sublayers`"
+    return "its family names no `stream`" if kind == "width" else f"its family names no `parts` of {kind}"
 
 
 def names() -> list[str]:

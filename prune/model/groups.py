@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prune.errors import PruneError, unknown
-from prune.model.family import Part, Role, blocks, extents
+from prune.model.family import Part, Role, blocks, extents, reason
 from prune.model.model import Model
 
 Kind = Literal["heads", "query_heads", "channels", "experts", "layers", "attention", "mlp", "width"]
@@ -108,14 +108,8 @@ def groups(model: Model, what: str | Sequence[str]) -> list[Group]:
 
 
 def _refusal(model: Model, kind: str) -> PruneError:
-    name = model.family.model_type
-    if kind in model.family.refused:
-        return PruneError(f"{name} has no {kind} to remove: {model.family.refused[kind]}")
-    if kind == "layers":
-        return PruneError(f"no layer may be dropped: {', '.join(model.family.numbered)} ties each to its number")
-    if kind == "query_heads" and "heads" in model.family.parts:
-        return PruneError("every key-value head has one query head; remove heads instead")
-    return unknown(f"kind of group of family {name}", kind, kinds(model))
+    why, choices = reason(model.family, kind), ", ".join(kinds(model))
+    return PruneError(f"{model.family.model_type} has no {kind} to remove: {why} (choices: {choices})")
 
 
 def _holder(kind: str) -> str:

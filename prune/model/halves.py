@@ -14,29 +14,29 @@ from prune.model.family import Sublayer
 
 
 class Nothing(nn.Module):
-    """Gives zeros in place of an attention or an MLP. In place of an attention it still counts tokens in the cache.
+    """Gives zeros in place of an attention or an MLP, or one of its arguments: the one at the place `passes`.
 
-    Positions and masks are read off the cache's first layers, which must know how many tokens there were: one number
-    is kept for each.
+    In place of an attention it still counts tokens in the cache. Positions and masks are read off the cache's first
+    layers, which must know how many tokens there were: one number is kept for each.
     """
 
-    def __init__(self, layer_idx: int, returns: int = 0):
+    def __init__(self, layer_idx: int, returns: int = 0, passes: int | None = None):
         super().__init__()
-        self.layer_idx, self.returns = layer_idx, returns
+        self.layer_idx, self.returns, self.passes = layer_idx, returns, passes
 
     def forward(self, hidden_states: Tensor, *args: Any, **named: Any) -> Tensor | tuple[Tensor | None, ...]:
-        zeros = torch.zeros_like(hidden_states)
+        found = torch.zeros_like(hidden_states) if self.passes is None else (hidden_states, *args)[self.passes]
         if not self.returns:
-            return zeros
+            return found
         for cache in (value for value in (*args, *named.values()) if isinstance(value, Cache)):
             count = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
             cache.update(count, count, self.layer_idx)
-        return (zeros, *[None] * (self.returns - 1))
+        return (found, *[None] * (self.returns - 1))
 
 
 def leave_out(layer: nn.Module, half: Sublayer, layer_idx: int) -> None:
     """Take attention or MLP out of a layer, in place: it gives nothing, and its norms pass on what they are given."""
-    layer.set_submodule(half.module, Nothing(layer_idx, half.returns))
+    layer.set_submodule(half.module, Nothing(layer_idx, half.returns, half.passes))
     for path in half.others:
         layer.set_submodule(path, nn.Identity())
 

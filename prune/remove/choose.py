@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import lcm
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -34,8 +35,8 @@ def choose(
 
     Give `ratio`, the fraction removed, or `count`, the number removed: of every group with scope "layer" (all layers
     stay alike, a stock checkpoint), of all groups of a kind together with scope "global". Counts that no stock config
-    carries move to the nearest that one does, upwards when two are as near. `multiple_of` holds for the channels kept,
-    and the width.
+    carries move to the nearest that one does, upwards when two are as near; the width comes last, and is one that goes
+    with the heads that stay. `multiple_of` holds for the channels kept, and the width.
     `protect` names layers (numbers), kinds ("heads") or groups ("layers.3.heads") that stay whole. With scope
     "global" scores are made comparable between layers: divided by their group's mean, standardised, or left alone.
     Raises PruneError when nothing would be left or a name is unknown.
@@ -43,14 +44,17 @@ def choose(
     _check_amount(ratio, count)
     safe, pinned = _protected(groups, protect)
     plan: dict[str, list[int]] = {}
-    for kind in dict.fromkeys(group.kind for group in groups):
+    taken: dict[str, int] = {}  # numbers of the config that are settled
+    for kind in sorted(dict.fromkeys(group.kind for group in groups), key="width".__eq__):
         own = [group for group in groups if group.kind == kind]
         open_ = [group for group in own if group.name not in safe]
         alike = len(open_) == len(own)
         step = multiple_of if kind in ("channels", "traced", "width") else 1
         if scope == "layer" or own[0].layer is None:
             for group in open_:
-                kept = _count(model, group, ratio, count, step, stock=alike)
+                kept = _count(model, group, ratio, count, step, taken if alike else None)
+                if alike and legal(model, group, kept, taken):
+                    taken |= _stated(model, group, kept)
                 held = {unit for unit, layer in enumerate(group.places) if layer in pinned}
                 plan[group.name] = best(group, scores[group.name], kept, held)
         else:
@@ -90,18 +94,20 @@ def _protected(groups: Sequence[Group], protect: Iterable[int | str]) -> tuple[s
     return whole, pinned
 
 
-def _count(model: Model, group: Group, ratio: float | None, count: int | None, step: int, *, stock: bool) -> int:
-    """How many units of a group stay: the legal count nearest to the one asked for."""
+def _count(
+    model: Model, group: Group, ratio: float | None, count: int | None, step: int, taken: Mapping[str, int] | None
+) -> int:
+    """How many units of a group stay: the legal count nearest to the one asked for; any if `taken` is None."""
     wanted = group.units - (count if count is not None else round(group.units * (ratio or 0.0)))
     if wanted < 1:
         raise PruneError(f"removing {group.units - wanted} of {group.units} leaves nothing", where=group.name)
     if wanted == group.units:
         return wanted
     nearest = sorted(structural(group, step), key=lambda n: (abs(n - wanted), -n))
-    if not stock:
+    if taken is None:
         return nearest[0]
-    found = next(n for n in nearest if n == group.units or legal(model, group, n))
-    if found < group.units or any(legal(model, group, n) for n in nearest if n < group.units):
+    found = next(n for n in nearest if n == group.units or legal(model, group, n, taken))
+    if found < group.units or any(legal(model, group, n, taken) for n in nearest if n < group.units):
         return found
     return nearest[0]  # no stock form at all: a checkpoint whose layers differ
 
@@ -122,19 +128,27 @@ def lowest_removed(group: Group, scores: Tensor, ratio: float) -> list[int]:
     return sorted(unit for part in best for unit in part)
 
 
-def legal(model: Model, group: Group, kept: int) -> bool:
-    """Whether a stock config carries this many units in every layer."""
+def legal(model: Model, group: Group, kept: int, taken: Mapping[str, int] = MappingProxyType({})) -> bool:
+    """Whether a stock config carries this many units in every layer, beside the numbers that are `taken`."""
     if group.kind in ("layers", "traced", *HALVES):
         return True
+    numbers = _stated(model, group, kept)
+    if numbers:
+        return configs.accepts(model, **{**taken, **numbers})
+    number = "expert_channels" if model.sizes(group.layer or 0)["experts"] and group.kind == "channels" else group.kind
+    return number not in model.family.fixed
+
+
+def _stated(model: Model, group: Group, kept: int) -> dict[str, int]:
+    """The numbers of the config that have to go with one another, as this many units make them."""
     if group.kind == "width":
-        return configs.accepts(model, width=kept)
+        return {"width": kept}
+    if group.kind not in ("heads", "query_heads"):
+        return {}
     sizes = model.sizes(group.layer or 0)
     if group.kind == "heads":
-        return configs.accepts(model, kv_heads=kept, heads=kept * (sizes["heads"] // sizes["kv_heads"]))
-    if group.kind == "query_heads":
-        return configs.accepts(model, heads=kept, kv_heads=sizes["kv_heads"])
-    number = "expert_channels" if group.kind == "channels" and sizes["experts"] else group.kind
-    return number not in model.family.fixed
+        return {"kv_heads": kept, "heads": kept * (sizes["heads"] // sizes["kv_heads"])}
+    return {"kv_heads": sizes["kv_heads"], "heads": kept}
 
 
 def best(group: Group, scores: Tensor, kept: int, pinned: Collection[int] = ()) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import pytest
+
 from prune.model import family as families
 
 ROOT = Path(__file__).parents[2]
@@ -15,8 +17,9 @@ def test_the_page_is_what_the_script_writes() -> None:
     assert script["PAGE"].read_text(encoding="utf-8") == script["page"](), "run python docs/make_families.py"
 
 
-def test_the_worked_example_is_the_family_itself() -> None:
-    text = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["docs/adding-a-family.md", "CONTRIBUTING.md"])
+def test_the_worked_example_is_the_family_itself(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8").split("### A model family")[-1]
     names: dict[str, object] = {}
     exec(text.split("```python\n")[1].split("```")[0], names)
     assert names["FAMILY"] == families.of("starcoder2")

@@ -48,7 +48,7 @@ from transformers import Cache, {config}, {stock}
 from transformers.pytorch_utils import Conv1D
 
 Part = namedtuple("Part", "tensor dim segments")
-Half = namedtuple("Half", "module others returns")
+Half = namedtuple("Half", "module others returns passes")
 HELD = {held}
 FAMILY = SimpleNamespace({data})
 
@@ -108,6 +108,7 @@ class Half(NamedTuple):
     module: str
     others: tuple[str, ...]
     returns: int
+    passes: int | None
 
 
 def _data(family: Family) -> str:
@@ -117,7 +118,9 @@ def _data(family: Family) -> str:
         "layers": family.layers,
         "sizes": dict(family.sizes),
         "parts": kinds,
-        "sublayers": {half: Half(own.module, own.others, own.returns) for half, own in family.sublayers.items()},
+        "sublayers": {
+            half: Half(own.module, own.others, own.returns, own.passes) for half, own in family.sublayers.items()
+        },
         "attributes": dict(family.attributes),
         "configured": family.configured,
     }

@@ -1,6 +1,6 @@
 """GPT-2: fused query, key and value, and weights stored transposed (`GPT2LMHeadModel`)."""
 
-from prune.model.family import SQUARE, Family, cols, halves, rows
+from prune.model.family import MEANS, SQUARE, Family, cols, halves, rows
 
 FAMILY = Family(
     model_type="gpt2",
@@ -16,6 +16,7 @@ FAMILY = Family(
     sizes={"layers": "n_layer", "width": "n_embd", "heads": "n_head", "channels": "n_inner"},
     sublayers=halves("attn", "mlp", norms=(("ln_1",), ("ln_2",))),
     fixed={"heads": SQUARE},
+    refused={"width": MEANS},
     numbered=("scale_attn_by_inverse_layer_idx",),
     attributes={"attn.split_size": "q", "attn.num_heads": "heads"},
 )

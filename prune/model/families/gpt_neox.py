@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: query, key and value interleaved head by head (`GPTNeoXForCausalLM`)."""
 
-from prune.model.family import SQUARE, Family, cols, halves, rows
+from prune.model.family import MEANS, SQUARE, Family, cols, halves, rows
 
 FAMILY = Family(
     model_type="gpt_neox",
@@ -18,4 +18,5 @@ FAMILY = Family(
     },
     sublayers=halves("attention", "mlp", norms=(("input_layernorm",), ("post_attention_layernorm",))),
     fixed={"heads": SQUARE},
+    refused={"width": MEANS},
 )

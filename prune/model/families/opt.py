@@ -1,6 +1,6 @@
 """OPT: biases everywhere, learned positions, an MLP of two linears (`OPTForCausalLM`)."""
 
-from prune.model.family import SQUARE, Family, cols, halves, rows
+from prune.model.family import MEANS, SQUARE, Family, cols, halves, rows
 
 FAMILY = Family(
     model_type="opt",
@@ -23,6 +23,7 @@ FAMILY = Family(
     },
     sublayers=halves("self_attn", "fc2", norms=(("self_attn_layer_norm",), ("fc1", "final_layer_norm"))),
     fixed={"heads": SQUARE},
+    refused={"width": MEANS},
     attributes={"self_attn.num_heads": "heads"},
     normed_after={"do_layer_norm_before": False},
 )

@@ -9,6 +9,9 @@ def _mlp(module: str) -> tuple[Part, ...]:
     return (*inputs, *cols(f"{module}.wo", "c", optional=True))
 
 
+BIAS = "the first layer's position bias serves the heads of all layers"
+ALIKE = "layers would differ, and transformers counts those of encoder and decoder from the same zero"
+
 FAMILY = Family(
     model_type="t5",
     classes=("T5ForConditionalGeneration",),
@@ -23,10 +26,16 @@ FAMILY = Family(
         "head_dim": "d_kv",
         "channels": "d_ff",
     },
-    refused={"heads": "the first layer's position bias serves the heads of all layers"},
+    refused={
+        "heads": BIAS,
+        "query_heads": BIAS,
+        "attention": ALIKE,
+        "mlp": ALIKE,
+        "width": "the hidden states of encoder and decoder would have to lose the same positions, and a cut knows one",
+    },
     leading=("layer.0.SelfAttention.relative_attention_bias.weight",),
     carries={"position_bias": 1, "encoder_decoder_position_bias": 2},
     returns=3,
     adds=("layer.0.SelfAttention.o.weight", "layer.1.EncDecAttention.o.weight"),
-    differing=False,  # transformers counts layers of the encoder and of the decoder from the same zero
+    differing=False,  # see ALIKE
 )

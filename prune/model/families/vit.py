@@ -1,6 +1,6 @@
 """ViT: an image in patches through an encoder with norms before each sublayer (`ViTForImageClassification`)."""
 
-from prune.model.family import Family, Stored, cols, rows
+from prune.model.family import MEANS, Family, Stored, cols, halves, rows
 
 PARTS = {
     "heads": (
@@ -18,6 +18,7 @@ SIZES = {
     "channels": "intermediate_size",
     "head_dim": "head_dim",
 }
+SUBLAYERS = halves("attention", "mlp", norms=(("layernorm_before",), ("layernorm_after",)))
 STORED = Stored(
     renames=(
         ("encoder.layer.", "layers."),
@@ -37,5 +38,7 @@ FAMILY = Family(
     layers="vit.layers",
     parts=PARTS,
     sizes=SIZES,
+    sublayers=SUBLAYERS,
+    refused={"width": MEANS},
     stored=STORED,
 )
