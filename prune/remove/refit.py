@@ -32,7 +32,7 @@ from prune.remove.stages import stages
 
 Target = Literal["auto", "dense", "pruned", "residual"]
 TRIALS: tuple[Target, ...] = ("dense", "residual")  # "pruned" was never the best of the three
-TRIAL_WINDOWS = (4, 2)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
+TRIAL_WINDOWS = (8, 4)  # windows that a trial of targets is fitted and judged on, at most; and at most 1/4 of all
 
 
 SHARES = {"dense": 0.0, "residual": 1.0, "pruned": 0.0}
