@@ -1,6 +1,6 @@
 """Deployment's figures: latency of a pruned model against the dense one, int8's bytes and perplexity, time to export.
 
-    python benchmarks/deploy.py latency     # 100 M parameters, random: PyTorch and ONNX Runtime, prefill and decode
+    python benchmarks/deploy.py latency     # 310 M parameters, random: PyTorch and ONNX Runtime, prefill and decode
     python benchmarks/deploy.py int8        # the bundled model: bytes and perplexity of each dtype
     python benchmarks/deploy.py export      # the bundled model to ONNX, whole processes
 
@@ -23,7 +23,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-LAYERS, WIDTH, CHANNELS, HEADS = 8, 1024, 2816, 16
+LAYERS, WIDTH, CHANNELS, HEADS = 6, 2048, 5632, 32
 PREFILL, CONTEXT = 128, 128  # tokens of a prompt, and tokens in the cache while one more is decoded
 
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def dense() -> Any:
-    """A random Llama: 8 layers of 1024, 16 heads, MLPs of 2816; 119 million parameters."""
+    """A random Llama: 6 layers as wide as those of a model of 1.1 billion parameters (width 2048, MLPs of 5632)."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -48,7 +48,7 @@ def dense() -> Any:
         intermediate_size=CHANNELS,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        num_key_value_heads=HEADS // 8,
         head_dim=WIDTH // HEADS,
         max_position_embeddings=1024,
         tie_word_embeddings=False,
@@ -61,21 +61,22 @@ def latency(folder: Path, repeats: int) -> None:
     import torch
 
     import prune
-    from prune.inspection import inspect
+    from prune.measure import flops_per_token
     from prune.model.graph import open_graph
 
     opened = prune.open(dense())
     groups = prune.groups(opened, ["channels", "heads"])
     small = prune.cut(opened, {group.name: list(range(group.units // 2)) for group in groups})
     models = {"dense": opened, "pruned": small}
-    work = {name: inspect(model)["flops_per_token"] for name, model in models.items()}
+    work = {name: flops_per_token(model, CONTEXT) for name, model in models.items()}
     print(f"parameters: {opened.tensors.parameters:,} and {small.tensors.parameters:,}")
     ratio = work["dense"] / work["pruned"]
     print(
         f"FLOPs a token: {work['dense']:,} and {work['pruned']:,}, ratio {ratio:.2f}; {torch.get_num_threads()} threads"
     )
-    modules = {name: prune.load(model, dtype=torch.float32).eval() for name, model in models.items()}
-    compare("PyTorch", {name: torch_calls(module) for name, module in modules.items()}, ratio, repeats)
+    calls = {name: torch_calls(prune.load(model, dtype=torch.float32).eval()) for name, model in models.items()}
+    compare("PyTorch", calls, ratio, repeats)
+    calls.clear()
     graphs = {}
     for name, model in models.items():
         record = prune.export(model, folder / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ RULES = Path(__file__).with_name("runtimes.toml")
 POOLED = ("BertForSequenceClassification", "BertForTokenClassification", "RobertaForSequenceClassification")
 
 
-def table(model: Model) -> list[dict[str, str]]:
-    """One row for each runtime: `runtime`, `verdict` ("loads", "loads with", "will not"), `why`, and `source`."""
+def table(model: Model, exported: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
+    """One row for each runtime: `runtime`, `verdict` ("loads", "loads with", "will not"), `why`, and `source`.
+
+    `exported` are the options of the exports that stand beside the model, each with its `folder`: what they were
+    written for loads from there.
+    """
     facts = _facts(model)
     rows: dict[str, dict[str, str]] = {}
     for rule in _rules():
-        found = None if rule["runtime"] in rows else _verdict(rule, model, facts)
+        found = None if rule["runtime"] in rows else _verdict(rule, model, facts, exported)
         if found is not None:
             rows[rule["runtime"]] = found
     return list(rows.values())
@@ -35,7 +40,9 @@ def _rules() -> list[dict[str, Any]]:
     return rules
 
 
-def _verdict(rule: dict[str, Any], model: Model, facts: set[str]) -> dict[str, str] | None:
+def _verdict(
+    rule: dict[str, Any], model: Model, facts: set[str], exported: Sequence[Mapping[str, Any]]
+) -> dict[str, str] | None:
     """A rule's row, or None where it is not about this model."""
     kind = model.config.model_type
     if not set(rule["when"]) <= facts or kind in rule.get("except", ()) or kind not in rule.get("types", (kind,)):
@@ -44,7 +51,15 @@ def _verdict(rule: dict[str, Any], model: Model, facts: set[str]) -> dict[str, s
     row = {name: rule[name] for name in ("runtime", "verdict", "why", "source")}
     if refused:
         return {**row, "verdict": "will not", "why": refused}
+    if folders := _folders(rule, exported):
+        return {**row, "verdict": "loads", "why": " ".join(filter(None, [", ".join(folders), rule["then"]]))}
     return None if rule["verdict"] == "goes on" else row
+
+
+def _folders(rule: dict[str, Any], exported: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where exports that the rule asks for were written."""
+    asked = rule.get("export", {}).items()
+    return [f"{one['folder']}/" for one in exported if asked and asked <= one.items()]
 
 
 def _facts(model: Model) -> set[str]:

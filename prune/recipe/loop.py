@@ -37,7 +37,7 @@ class Parts:
     write: Callable[[Any, Path], dict[str, str]]  # a checkpoint into an existing folder -> file name: sha256 as re-read
     fingerprint: keys.Fingerprint
     device: Callable[[str], str]  # "auto", "cpu" or "cuda" -> the one to use
-    runtimes: Callable[[Any], list[dict[str, str]]] = lambda _: []  # model -> which runtime will load it, and why not
+    runtimes: Callable[..., list[dict[str, str]]] = lambda *_: []  # (model, its exports) -> which will load it, or why
     publish: Callable[..., dict[str, str]] = lambda *_, **__: {}  # (output, repo=, private=, revision=) -> the commit
 
 
@@ -101,9 +101,10 @@ def apply(
         )
         crowd.refuse_too_many(processes, job.device)
         if dry_run:
-            steps, small = _rehearse(job)
+            steps, small, first = _rehearse(job)
             said = _remarks(job, restart=restart, overwrite=overwrite)
-            return Result("checked", None, steps, remarks=said, runtimes=parts.runtimes(small))
+            loads = parts.runtimes(small, outputs.exported(steps[first:]))
+            return Result("checked", None, steps, remarks=said, runtimes=loads)
         with crowd.others(processes) as job.others:
             return _run(job, restart=restart, overwrite=overwrite, keep_steps=keep_steps)
 
@@ -179,18 +180,18 @@ def _prepare(
     return _Job(loaded, parts, chosen, Path(target) if target else None, original, reads, progress)
 
 
-def _rehearse(job: _Job) -> tuple[list[dict[str, Any]], Any]:
-    """All steps on shapes; the records they leave, and the model."""
-    model, records = job.original, list[dict[str, Any]]()
+def _rehearse(job: _Job) -> tuple[list[dict[str, Any]], Any, int]:
+    """All steps on shapes: the records they leave, the model, and the number of the step that changed it last, or 0."""
+    model, records, changed = job.original, list[dict[str, Any]](), 0
     for step in job.recipe.steps:
         run = _new_run(job, model, Path(os.devnull), Path(os.devnull), len(records) + 1, dry=True)
         run.earlier = tuple(record["record"] for record in records)
         _call(step, run)
-        model = run.model
+        model, changed = run.model, len(records) + 1 if run.model is not model else changed
         records.append(
             {"word": step.word, "options": step.bound, "record": work.plain(run.record), "warnings": run.warnings}
         )
-    return records, model
+    return records, model, changed
 
 
 def _new_run(job: _Job, model: Any, folder: Path, unfinished: Path, number: int, *, dry: bool = False) -> Run:
@@ -248,7 +249,7 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
     if not overwrite:
         outputs.refuse_other(target, job.recipe, job.device, job.reads, restart=restart)
     work.refuse_foreign(work.beside(target))
-    expected, _ = _rehearse(job)
+    expected, _, _ = _rehearse(job)
     outputs.refuse_full_disk(target, expected)
     publishing.refuse(expected)
     with job.progress.track("hashing the model"):
@@ -263,10 +264,13 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
         work.keep_only(folder, set() if restart else set(places))
         finished = _steps(job, places, chain)
         content = outputs.manifest(job.recipe, chain[-1], job.device, model_files, job.reads, finished)
-        content["runtimes"] = job.parts.runtimes(_last(job, places, finished))
+        last = outputs.last_checkpoint(finished)
+        loaded = job.original if last is None else job.parts.open(places[last], revision=None, headers=True)
+        beside = outputs.exported(content["steps"][0 if last is None else last + 1 :])
+        content["runtimes"] = job.parts.runtimes(loaded, beside)
         with files.staged(target, overwrite=overwrite) as staging:
             table = outputs.assemble(staging, list(zip(places, finished, strict=True)))
-            if outputs.last_checkpoint(finished) is None:
+            if last is None:
                 table |= job.parts.write(job.original, staging)
             outputs.seal(staging, content, table, [done.timings for done in finished], _licence(job.original))
         if not keep_steps:
@@ -275,12 +279,6 @@ def _run(job: _Job, *, restart: bool, overwrite: bool, keep_steps: bool) -> Resu
     timings = [done.timings for done in finished]
     work_ = folder if keep_steps else None
     return Result("done", job.output, content["steps"], timings, work_, runtimes=content["runtimes"])
-
-
-def _last(job: _Job, places: list[Path], finished: list[Done]) -> Any:
-    """The model that the steps ended with."""
-    holder = outputs.last_checkpoint(finished)
-    return job.original if holder is None else job.parts.open(places[holder], revision=None, headers=True)
 
 
 def _whole(job: _Job) -> Any:

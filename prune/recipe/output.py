@@ -148,6 +148,11 @@ def last_checkpoint(finished: list[Done]) -> int | None:
     return max((position for position, done in enumerate(finished) if done.checkpoint), default=None)
 
 
+def exported(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The options of those steps that wrote an export, each with its `folder` in the output."""
+    return [step["options"] | {"folder": step["record"]["folder"]} for step in steps if "folder" in step["record"]]
+
+
 def seal(
     staging: Path, content: dict[str, Any], table: dict[str, str], timings: list[dict], licence: str | None
 ) -> None:

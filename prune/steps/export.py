@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prune import forecast
+from prune.errors import PruneError
 from prune.exports.export import exporter, publishes, refuse, streams
 from prune.exports.export import write as write_export
 from prune.exports.job import Job
@@ -25,12 +26,15 @@ def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
         refuse(run.model, format, options, calibrated=True)
         run.record.update(exporter(format)(Job(run.model, run.folder), **options))
         return
+    folder = place(format, options)
+    run.record["folder"] = folder
     if run.dry:
         refuse(run.model, format, options, calibrated=run.calibration is not None)
+        _refuse_taken(folder, run.earlier)
         run.record["needs"] = _needs(run.model, format)
         return
     text = (lambda: calibration_batches(run)) if run.calibration else None
-    job = Job(run.model, run.folder / place(format, options), run.progress, text, run.seed)
+    job = Job(run.model, run.folder / folder, run.progress, text, run.seed)
     found = write_export(job, format=format, **options)
     run.warnings += found.pop("warnings", [])
     run.record.update(found)
@@ -39,6 +43,16 @@ def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
 def place(format: str, options: Mapping[str, Any]) -> str:
     """The folder of the output that an export goes to."""
     return f"{format}-{options['dtype']}" if options.get("dtype") else format
+
+
+def _refuse_taken(folder: str, earlier: Sequence[Mapping[str, Any]]) -> None:
+    for number, record in enumerate(earlier, 1):
+        if record.get("folder") == folder:
+            raise PruneError(
+                f"step {number} exports to {folder}/ too, and this one would take its place; `prune export` writes one"
+                " to a folder of its own",
+                where="format",
+            )
 
 
 def _needs(model: Model, format: str) -> dict[str, float]:

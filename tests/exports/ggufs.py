@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import prune
 from prune.exports.llamacpp import container
@@ -218,15 +218,38 @@ def digest(path: Path) -> str:
     ).hexdigest()
 
 
-def greedy(model: Model, prompt: Sequence[int] = PROMPT) -> tuple[list[int], list[torch.Tensor]]:
-    """The tokens PyTorch generates in float32, and the log-probabilities of each step."""
-    module = prune.load(model, dtype=torch.float32)
+def greedy(module: PreTrainedModel, prompt: Sequence[int] = PROMPT) -> tuple[list[int], list[torch.Tensor]]:
+    """The tokens that a module generates, and the log-probabilities of each step."""
     tokens, steps = [*prompt], []
     with torch.no_grad():
         for _ in range(COUNT):
             steps.append(module(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1))
             tokens.append(int(steps[-1].argmax()))
     return tokens[len(prompt) :], steps
+
+
+def followed(module: PreTrainedModel, tokens: Sequence[int], prompt: Sequence[int] = PROMPT) -> list[int]:
+    """The likeliest token after the prompt and after each of `tokens` but the last: `tokens`, where they are greedy."""
+    given = torch.tensor([[*prompt, *tokens[:-1]]])
+    with torch.no_grad():
+        found: list[int] = module(input_ids=given).logits[0, len(prompt) - 1 :].argmax(-1).tolist()
+    return found
+
+
+class Table(torch.nn.Module):
+    """The GELU that llama.cpp has on CPUs: within 10 of zero, looked up in a table of half precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inside = torch.nn.functional.gelu(x.half().to(x.dtype), approximate="tanh").half().to(x.dtype)
+        return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, inside))
+
+
+def with_table(module: PreTrainedModel) -> PreTrainedModel:
+    """The module with that GELU in the place of its own."""
+    for part in module.modules():
+        if hasattr(part, "act_fn"):
+            part.act_fn = Table()
+    return module
 
 
 def awkward(count: int = 300, seed: int = 0) -> list[str]:

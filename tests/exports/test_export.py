@@ -76,6 +76,18 @@ def test_an_export_lies_beside_the_checkpoint_and_is_named_after_its_dtype(llama
     assert result.warnings == ["in fp32", "in int8"]
 
 
+def test_two_exports_to_one_folder_are_refused_before_the_run(llama_folder: Path, tmp_path: Path) -> None:
+    """Whatever stands between them: the folder is named after format and dtype alone."""
+    middle = {"remove": {"what": "layers", "count": 1, "criterion": "random"}}
+    recipe = {"model": str(llama_folder), "steps": [{"export": {"dtype": "int8"}}, middle]}
+    recipe["steps"] += [{"export": {"dtype": "int8", "opset": 19}}]
+    for run in (check, apply):
+        with pytest.raises(PruneError) as caught:
+            run(recipe, output=tmp_path / "out")
+        assert "steps[2].export.format: step 1 exports to onnx-int8/ too" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -14,6 +14,7 @@ import prune
 from prune import cli
 from prune.exports import gguf, hf, onnx, preflight
 from prune.exports.export import reason
+from prune.exports.job import Job
 from prune.model.model import Model
 from tests import zoo
 
@@ -82,21 +83,49 @@ def test_every_rule_decides_some_model() -> None:
         assert rule["verdict"] == "goes on" or (rule["runtime"], rule["why"]) in met, rule
 
 
+def test_what_was_exported_loads_from_its_folder() -> None:
+    differs, dense = cut("llama", "layers differ"), cut("llama", "dense")
+    exports: list[dict[str, Any]] = [
+        {"format": "onnx", "dtype": "fp32", "folder": "onnx"},
+        {"format": "onnx", "dtype": "int8", "folder": "onnx-int8"},
+        {"format": "gguf", "dtype": "f16", "folder": "gguf"},
+    ]
+    found = {row["runtime"]: (row["verdict"], row["why"]) for row in preflight.table(dense, exports)}
+    assert found["ONNX Runtime"] == ("loads", "onnx/, onnx-int8/")
+    assert found["llama.cpp"] == ("loads", "gguf/")
+    assert found["Optimum"] == ("loads", "onnx/, onnx-int8/ by ORTModelForCausalLM")
+    for runtime, options in (("transformers", {"code": True, "as": None}), ("vLLM", {"code": False, "as": "deci"})):
+        rows = {row["runtime"]: row for row in preflight.table(differs, [{"format": "hf", "folder": "hf", **options}])}
+        assert rows[runtime]["verdict"] == "loads" and rows[runtime]["why"].startswith("hf/ with ")
+        others = [row for row in rows.values() if row["runtime"] != runtime]
+        assert others == [row for row in preflight.table(differs) if row["runtime"] != runtime]
+    assert preflight.table(differs, exports)[-1]["verdict"] == "will not"  # Optimum does not read it for all that
+
+
 def test_check_and_apply_show_it_and_the_output_keeps_it(
-    llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def write(job: Job, *, dtype: str = "fp32") -> dict[str, Any]:
+        (job.folder / "model.onnx").write_bytes(dtype.encode())
+        return {}
+
+    monkeypatch.setattr(onnx, "export", write)
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"layers": [0, 2]}))
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"model: {llama_folder}\nsteps: [{{remove: {{what: layers, plan: {plan}}}}}]\n")
+    cut_ = f"{{remove: {{what: layers, plan: {plan}}}}}"
+    recipe.write_text(f"model: {llama_folder}\nsteps: [{{export: {{dtype: int8}}}}, {cut_}, {{export: {{}}}}]\n")
     assert cli.run(["check", str(recipe), "-q"]) == 0
     shown = capsys.readouterr().out
     assert all(runtime in shown for runtime in RUNTIMES)
+    assert "onnx/ by ORTModelForCausalLM" in shown
+    assert "onnx-int8/" not in shown  # which is of the model before the cut
     assert cli.run(["apply", str(recipe), "--output", str(tmp_path / "out"), "-q", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     kept: list[dict[str, Any]] = json.loads((tmp_path / "out" / "prune.json").read_text())["runtimes"]
     assert [row["runtime"] for row in kept] == RUNTIMES
     assert said["runtimes"] == kept
-    assert kept == preflight.table(prune.open(tmp_path / "out"))
+    small, last = prune.open(tmp_path / "out"), {"format": "onnx", "folder": "onnx"}
+    assert kept == preflight.table(small, [last]) != preflight.table(small)
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| vLLM | loads |" in text
