@@ -1,6 +1,6 @@
 """Deployment's figures: latency of a pruned model against the dense one, int8's bytes and perplexity, time to export.
 
-    python benchmarks/deploy.py latency     # 310 M parameters, random: PyTorch and ONNX Runtime, prefill and decode
+    python benchmarks/deploy.py latency     # 298 M parameters, random: PyTorch and ONNX Runtime, prefill and decode
     python benchmarks/deploy.py int8        # the bundled model: bytes and perplexity of each dtype
     python benchmarks/deploy.py export      # the bundled model to ONNX, whole processes
 

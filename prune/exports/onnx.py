@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from prune import files
 from prune.errors import PruneError
-from prune.exports import decoder, encoder, parity_decoder, parity_encoder, quantize
+from prune.exports import decoder, encoder, layered, parity_decoder, parity_encoder, quantize
 from prune.exports.job import Job
 from prune.exports.parity import Written
 from prune.model import family as families
@@ -104,15 +104,21 @@ def save(
     track = (progress or Progress(quiet=True)).track(f"export onnx {dtype}", 1 + parity.rounds(model))
     with files.staged(folder) as staging, track as advance:
         ours = _copy(model, torch.float32)
-        made = _graph(kind, ours if dtype != "fp16" else _copy(model, torch.float16), opset)
-        path = staging / FILE
-        tracing.write(made.model, path)
-        if dtype == "int8":
-            quantize.to_int8(path, batches=_feeds(path, batches()) if batches else None)
-        advance()
+        source = ours if dtype != "fp16" else _copy(model, torch.float16)
+        path, limit = staging / FILE, tolerance or TOLERANCES[dtype]
         _save_companions(ours, companions, staging, dtype)
-        limit = tolerance or TOLERANCES[dtype]
-        found = parity.compare(Written(path, ours, made.ends, limit), advance=advance)
+        for whole in (False, True):
+            made = _graph(kind, source, opset, whole)
+            tracing.write(made.model, path)
+            if dtype == "int8":
+                quantize.to_int8(path, batches=_feeds(path, batches()) if batches else None)
+            advance()
+            try:
+                found = parity.compare(Written(path, ours, made.ends, limit), advance=advance)
+                break
+            except PruneError:  # layers that were taken to be of one kind may not be
+                if not made.repeats:
+                    raise
         sizes = {name: (staging / name).stat().st_size for name in files.names(staging)}
     notes = found.pop("notes", [])
     said = {"format": "onnx", "dtype": dtype, "opset": opset, "files": sizes, "parity": found}
@@ -158,18 +164,15 @@ def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return ours
 
 
-def _graph(kind: Any, model: PreTrainedModel, opset: int) -> tracing.Graph:
+def _graph(kind: Any, model: PreTrainedModel, opset: int, whole: bool) -> tracing.Graph:
     with _traceable(model.config):
-        return tracing.traced(kind.ports(model), opset=opset, ends=_layers(model))
+        return layered.traced(model, _layers(model), kind.ports, opset=opset, whole=whole)
 
 
-def _layers(model: PreTrainedModel) -> list[str]:
-    """The paths of the model's layers, in the order in which they run."""
+def _layers(model: PreTrainedModel) -> str | None:
+    """The path of the model's layers, where the family is known."""
     name = model.config.model_type.removeprefix(families.PREFIX)
-    if name not in families.names():
-        return []
-    path = families.of(name).layers
-    return [f"{path}.{index}" for index, _ in enumerate(model.get_submodule(path))]  # type: ignore[arg-type]
+    return families.of(name).layers if name in families.names() else None
 
 
 @contextmanager

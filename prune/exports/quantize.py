@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prune import data
+from prune.exports import tied
 from prune.measure import token_loss
 from prune.model.graph import open_graph, run_graph
-from prune.model.tracing import DATA, quiet, write
+from prune.model.tracing import DATA, quiet, rewrite
 
 WINDOWS, LENGTH = 16, 256  # of the text whose perplexity before and after is stated
 Feeds = dict[str, Any]  # what a graph takes, by name, as arrays
@@ -22,18 +23,19 @@ Feeds = dict[str, Any]  # what a graph takes, by name, as arrays
 def to_int8(path: Path, *, batches: Sequence[Feeds] | None = None) -> None:
     """Puts an int8 graph in the place of the float32 one at `path`.
 
-    Weights of matrix products are int8 with a scale for each output channel, and so are embeddings, with one scale.
-    Activations are uint8, over a range found in each call, or with `batches` (the graph's inputs) over the range they
-    had on those.
+    Weights of matrix products are int8 with a scale for each output channel, and so are embeddings, with one scale, or
+    with one for each token where they are the head too. Activations are uint8, over a range found in each call, or with
+    `batches` (the graph's inputs) over the range they had on those.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
     from onnxscript import ir
 
+    done = tied.to_int8(path)
     large = path.with_name(DATA).exists()
     out = path.with_name("int8.onnx")
     # Seven bits of eight: without VNNI instructions, sums of two products of eight-bit numbers overflow sixteen bits.
     common: dict[str, Any] = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
-    common["use_external_data_format"] = large
+    common |= {"use_external_data_format": large, "nodes_to_exclude": done}
     with quiet():
         if batches is None:
             quantize_dynamic(path, out, **common)
@@ -48,15 +50,9 @@ def to_int8(path: Path, *, batches: Sequence[Feeds] | None = None) -> None:
                 extra_options={"MatMulConstBOnly": True},
                 **common,
             )
-        model = ir.load(out)
-        for value in model.graph.initializers.values():  # off the disk before the files change
-            assert value.const_value is not None, value
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+        rewrite(ir.load(out), path)
         for old in path.parent.glob("int8.onnx*"):
             old.unlink()
-        for old in path.parent.glob(f"{path.name}*"):
-            old.unlink()
-        write(model, path)
 
 
 def _reader(batches: Sequence[Feeds]) -> Any:

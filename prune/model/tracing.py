@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import gc
 import logging
 import sys
@@ -43,16 +42,22 @@ class Ports:
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced module as an onnx_ir model. `ends` names the value that each of the modules asked for gives."""
+    """A traced module as an onnx_ir model.
+
+    `ends` names the value that each layer gives, where there are layers; `repeats` says whether one of them was traced
+    for several.
+    """
 
     model: Any
     ends: Mapping[str, str] = field(default_factory=dict)
+    repeats: bool = False
 
 
-def traced(ports: Ports, *, opset: int = OPSET, ends: Sequence[str] = ()) -> Graph:
-    """Traces a module with torch's exporter. `ends` are paths of modules whose outputs are to be found in the graph.
+def traced(ports: Ports, *, opset: int = OPSET, free: str | None = None) -> Graph:
+    """Traces a module with torch's exporter.
 
-    Raises PruneError when torch cannot trace it, or cannot write it in this opset.
+    Weights of the submodule at the path `free` keep their names and values, whatever can be computed from them. Raises
+    PruneError when torch cannot trace it, or cannot write it in this opset.
     """
     names = list(ports.inputs)
     dims = [enumerate(ports.dims[name]) for name in names]
@@ -67,18 +72,20 @@ def traced(ports: Ports, *, opset: int = OPSET, ends: Sequence[str] = ()) -> Gra
                 input_names=names,
                 output_names=list(ports.outputs),
                 opset_version=opset,
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            with _free(program.model.graph, free):
+                program.optimize()
         except torch.onnx.errors.OnnxExporterError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
             raise PruneError(f"torch cannot trace it into an ONNX graph: {cause[:200]}", where="onnx") from error
-    assert program is not None
     model: Any = program.model
     written = model.opset_imports[""]
     if written != opset:  # a version that torch cannot convert to is only warned of
         raise PruneError(f"torch writes this model with opset {written}, and cannot with {opset}", where="opset")
-    found = _ends(model.graph, ends)
-    return Graph(_anonymous(_shaped(model, ports.dims)), found)
+    return Graph(_anonymous(shaped(model, ports.dims)))
 
 
 class _Listed(nn.Module):
@@ -97,7 +104,7 @@ def _plain(dim: str) -> str:
     return "_".join(["total", *dim.split(" + ")]) if " + " in dim else dim
 
 
-def _shaped(model: Any, dims: Mapping[str, Dims]) -> Any:
+def shaped(model: Any, dims: Mapping[str, Dims]) -> Any:
     """Sets the shapes of inputs and outputs in the words that deployment tools know."""
     from onnxscript import ir
 
@@ -107,19 +114,20 @@ def _shaped(model: Any, dims: Mapping[str, Dims]) -> Any:
     return model
 
 
-def _ends(graph: Any, paths: Sequence[str]) -> dict[str, str]:
-    """Path of a module -> the value it gives: the last one made inside of it that nodes outside read."""
-    from onnxscript import ir
-
-    scopes = {node: ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")) for node in graph}
-    found = {}
-    for path in paths:
-        inside = {node for node in graph if any(scope.endswith(f".{path}") for scope in scopes[node])}
-        for value in chain.from_iterable(node.outputs for node in graph if node in inside):
-            outside = any(use.node not in inside for use in value.uses())
-            if outside and value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-                found[path] = value.name
-    return found
+@contextmanager
+def _free(graph: Any, path: str | None) -> Iterator[None]:
+    """The weights of a submodule as inputs of the graph, of which nothing is known."""
+    names = [name for name in graph.initializers if path is not None and f".{path}." in f".{name}"]
+    values = {name: graph.initializers.pop(name) for name in names}
+    held = {name: value.const_value for name, value in values.items()}
+    for value in values.values():
+        value.const_value = None
+        graph.inputs.append(value)
+    yield
+    for name, value in values.items():
+        graph.inputs.remove(value)
+        value.name, value.const_value = name, held[name]
+        graph.initializers[name] = value
 
 
 def _anonymous(model: Any) -> Any:
@@ -139,6 +147,17 @@ def write(model: Any, path: Path) -> None:
 
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     ir.save(model, path, external_data=DATA if weights > LARGEST else None)
+
+
+def rewrite(model: Any, path: Path) -> None:
+    """Writes a model that was read from disk, maybe from this very path, in the place of what is there."""
+    from onnxscript import ir
+
+    for value in model.graph.initializers.values():  # off the disk before the files change
+        value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    for old in path.parent.glob(f"{path.name}*"):
+        old.unlink()
+    write(model, path)
 
 
 @contextmanager

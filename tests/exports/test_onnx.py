@@ -283,6 +283,7 @@ def test_an_opset_that_torch_cannot_write_is_refused(
 ) -> None:
     class Program:
         model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 18}), ir_version=10)
+        optimize = staticmethod(lambda: None)
 
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program)
     with pytest.raises(PruneError, match="opset: torch writes this model with opset 18, and cannot with 12"):

@@ -85,9 +85,9 @@ def sizes(small: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> d
     trace = onnx._graph
     traced: dict[torch.dtype, Any] = {}
 
-    def once(kind: Any, model: PreTrainedModel, opset: int) -> Any:
+    def once(kind: Any, model: PreTrainedModel, *given: Any) -> Any:
         if model.dtype not in traced:
-            traced[model.dtype] = trace(kind, model, opset)
+            traced[model.dtype] = trace(kind, model, *given)
         return traced[model.dtype]
 
     with pytest.MonkeyPatch.context() as patch:
