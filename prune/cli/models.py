@@ -102,11 +102,14 @@ def export(
 ) -> Shown:
     """Write MODEL to the folder OUT in a format that others serve."""
     from prune import files
-    from prune.exports.export import exporter
-    from prune.recipe.bind import bind_texts
-    from prune.report import summary
+    from prune.startup import without_collection
 
-    options: dict[str, Any] = bind_texts(exporter(kind), changes)
+    with without_collection():
+        from prune.exports.export import exporter
+        from prune.recipe.bind import bind_texts
+        from prune.report import summary
+
+        options: dict[str, Any] = bind_texts(exporter(kind), changes)
     files.refuse_occupied(out, overwrite=overwrite)  # before a Hub model is downloaded
     opened = prune.open(model, revision=revision)
     if calibration is not None:
