@@ -196,7 +196,8 @@ def test_an_export_by_an_earlier_step_is_timed_beside_the_originals(
     monkeypatch.setattr("prune.steps.evaluate.write", write)
     speed = {"speed": {"length": 8, "new": 2, "seconds": 0.01, "memory": False}}
     remove = {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}
-    steps: list[Any] = [{"export": {"format": "onnx"}}, remove, {"evaluate": speed}, "export", {"evaluate": speed}]
+    first = {"export": {"format": "onnx", "dtype": "fp32"}}  # to another folder than the last
+    steps: list[Any] = [first, remove, {"evaluate": speed}, "export", {"evaluate": speed}]
     done = apply({"model": str(llama_folder), "steps": steps}, output=tmp_path / "out")
     early, late = (done.timings[number]["speed"] for number in (2, 4))
     assert set(early) == {"prefill", "decode"}  # what was exported before is of another model
