@@ -92,6 +92,7 @@ def _shortened(model: PreTrainedModel, stack: Stack) -> PreTrainedModel:
     kept = [short.get_submodule(f"{stack.path}.{index}") for index in stack.kinds]
     short.set_submodule(stack.path, nn.ModuleList(kept))
     for place, layer in enumerate(kept):
+        part: Any
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
                 part.layer_idx = place
