@@ -69,13 +69,14 @@ def test_a_graph_of_all_layers_is_made_of_one_of_each_kind(
         assert np.array_equal(found, module.mlp.down_proj.weight.detach().numpy().T)
 
 
-def test_layers_that_only_seem_to_be_of_one_kind_are_all_traced(tmp_path: Path) -> None:
-    """GPT-2 can divide scores by the number of a layer, which nothing of the layer says."""
+def test_layers_that_were_wrongly_taken_for_one_kind_are_all_traced(tmp_path: Path) -> None:
+    """GPT-2 that divides its scores by the number of a layer, with nothing said of a layer."""
     changes = {"num_hidden_layers": 2, "n_positions": 64, "n_embd": 48, "scale_attn_by_inverse_layer_idx": True}
     model = tiny_model("gpt2", **changes)
     made: list[tracing.Graph] = []
     graph = onnx._graph
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layered, "_description", lambda *_: ())
         patch.setattr(onnx, "_graph", lambda *given: made.append(graph(*given)) or made[-1])
         record = onnx.save(model, {}, tmp_path / "onnx")
     assert [one.repeats for one in made] == [True, False]
