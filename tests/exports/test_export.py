@@ -84,7 +84,7 @@ def test_two_exports_to_one_folder_are_refused_before_the_run(llama_folder: Path
     for run in (check, apply):
         with pytest.raises(PruneError) as caught:
             run(recipe, output=tmp_path / "out")
-        assert "steps[2].export.format: step 1 exports to onnx-int8/ too" in str(caught.value)
+        assert "steps[2].export: step 1 exports to onnx-int8/ too" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
