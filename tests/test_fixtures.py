@@ -110,6 +110,7 @@ def test_a_no_op_changes_no_logit(fixtures_folder: Path, tmp_path: Path, name: s
 @EACH
 def test_dead_units_cost_nothing(fixtures_folder: Path, name: str) -> None:
     model = opened(fixtures_folder, name)
+    rounded = model.config.dtype == torch.bfloat16  # as are the norms' weights, once they are rescaled for the width
     for kind in mortal(model):
         for plan in plans(model, kind, 0.5):
             dead = killed(model, kind, plan)
@@ -117,7 +118,8 @@ def test_dead_units_cost_nothing(fixtures_folder: Path, name: str) -> None:
             mask = batch(model).get("attention_mask")
             if mask is not None and before.ndim == 3:
                 before, after = before[mask.bool()], after[mask.bool()]
-            assert close(after, before, 1e-3 if kind == "width" else 1e-4), kind
+            width = 1e-2 if rounded else 1e-3
+            assert close(after, before, width if kind == "width" else 1e-4), kind
 
 
 def test_equal_weights_give_equal_scores(fixtures_folder: Path) -> None:
