@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prune import cli
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
@@ -49,15 +51,21 @@ def test_the_recipe_it_shows_is_the_packaged_one() -> None:
     assert shown == packaged
 
 
-def test_every_command_and_every_line_of_python_runs(place: Path) -> None:
+def test_every_command_and_every_line_of_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first command and the code that needs nothing of ours in processes of their own, the rest in this one."""
     first, *others = blocks("bash")
-    commands = [first.splitlines()[0].split("&&")[1], *(line for block in others for line in block.splitlines())]
-    for line in commands:
+    word, *arguments = shlex.split(first.splitlines()[0].split("&&")[1])
+    assert word == "prune"
+    run([sys.executable, "-m", "prune", *arguments], place)
+    monkeypatch.chdir(place)
+    for line in (line for block in others for line in block.splitlines()):
         word, *arguments = shlex.split(line)
         assert word == "prune", line
-        run([sys.executable, "-m", "prune", *arguments], place)
-    for code in blocks("python"):
-        run([sys.executable, "-c", code], place)
+        assert cli.run(arguments) == 0, line
+    stock, ours = blocks("python")
+    assert "prune" not in stock.replace("out/quickstart", "")
+    run([sys.executable, "-c", stock], place)
+    exec(compile(ours, "README.md", "exec"), {})
     assert (place / "out" / "small" / "config.json").exists()
 
 
