@@ -1,7 +1,7 @@
 """One subject of KMMLU, 5-shot: what its questions share computed once, or not, and lm-eval where it is installed.
 
     python benchmarks/evaluation.py [--model bundled] [--kmmlu FOLDER --subject NAME] [--questions 200] [--threads 2]
-                                    [--rounds 3] [--positions 8192]
+                                    [--rounds 3] [--positions 8192] [--alone]
 
 Without a folder the questions are made up (tests/questions.py). `--positions` lets the model take that many tokens, so
 that no question is cut on its left; without it the model's own limit stands. All ways take turns on the same questions,
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--positions", type=int)
+    parser.add_argument("--alone", action="store_true", help="only our scorer as it is used")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     model = prune.open(asked.model)
@@ -69,7 +70,9 @@ def main() -> None:
         "shared prefix computed once": lambda: own(share=True),
         "every question whole": lambda: own(share=False),
     }
-    if importlib.util.find_spec("lm_eval") is not None:
+    if asked.alone:
+        del ways["every question whole"]
+    elif importlib.util.find_spec("lm_eval") is not None:
         ways["lm-eval"] = theirs
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     values: dict[str, list[float]] = {}
@@ -87,6 +90,8 @@ def main() -> None:
         wall, busy = (statistics.median(values) for values in zip(*own_times, strict=True))
         print(f"| {name} | {wall:.1f} | {busy:.1f} |")
     first, *others = values.values()
+    if not others:
+        return
     worst = max(abs(a - b) for other in others for a, b in zip(first, other, strict=True))
     print(f"\nlargest difference of log-probabilities: {worst:.1e} nats")
 
