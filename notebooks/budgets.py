@@ -51,7 +51,7 @@ plt.show()
 #
 # Four fifths of the parameters may stay. `uniform: true` removes as much from every layer, which stays a stock
 # checkpoint; `false` spends where it costs least and loads with `prune.load`. For comparison, a plain ratio that gives
-# about the same size. On so little text the best uniform shape is no better than the plain ratio; spending by layer pays.
+# about the same size. On so little text the uniform shape that is chosen can be worse than the plain ratio (here it is); spending by layer pays.
 
 # %%
 import tempfile
