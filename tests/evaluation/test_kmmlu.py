@@ -171,11 +171,12 @@ def test_kmmlu_counts_every_question_of_every_subject(folder: Path) -> None:
 
 
 def test_lm_eval_is_asked_for_by_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(PruneError, match=r'tasks: these tasks need lm-eval: pip install "prune-kit\[eval\]"'):
+    monkeypatch.setattr("prune.errors.find_spec", lambda _: None)
+    missing = r'needs lm-eval, which is not installed: pip install "\.\[eval\]"'
+    with pytest.raises(PruneError, match=f"tasks: scoring these tasks {missing}"):
         harness.check(["arc_easy"])
     model: Any = None
-    with pytest.raises(PruneError, match=r"prune-kit\[eval\]"):
+    with pytest.raises(PruneError, match=f"kmmlu: this scorer {missing}"):
         harness.answered(model, model, read(folder, subjects="found"), shots=0)
 
 
