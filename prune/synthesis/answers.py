@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from prune.errors import PruneError
 from prune.synthesis.writers.writer import Reply, Request, Writer
 
 SECONDS = 1.0  # between two flushes to the disk: a kill loses nothing, a power cut at most what came since
+HEAD = b'{"key": "' + b"0" * 64 + b'", "text": "'  # how each line begins, but for the digits
 
 
 class Answers:
@@ -28,6 +30,8 @@ class Answers:
         self._reader = path.open("rb")
         self._index = index
         self._flushed = time.monotonic()
+        self._sound = False  # the writer has answered something
+        self._held: list[tuple[bytes, Reply]] = []  # what it refused before
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """(position, reply) of each request, as they come; what was answered before comes first.
@@ -73,16 +77,26 @@ class Answers:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
 
     def _keep(self, key: bytes, reply: Reply) -> Reply:
-        """Writes a reply down; gives it as it is recalled, without halves of surrogate pairs."""
-        place = self._file.tell()
+        """Writes a reply down; gives it as it is recalled, without halves of surrogate pairs.
+
+        What is refused before anything is answered may be so by mistake: it is written down after the first answer.
+        """
         kept = replace(reply, text=reply.text.encode("utf-8", "replace").decode())
-        line = json.dumps({"key": key.hex(), **vars(kept)}, ensure_ascii=False)
+        self._held.append((key, kept))
+        self._sound = self._sound or not kept.refused
+        while self._sound and self._held:
+            self._write(*self._held.pop(0))
+        return kept
+
+    def _write(self, key: bytes, reply: Reply) -> None:
+        place = self._file.tell()
+        values = {name: value for name, value in vars(reply).items() if name != "refused"}
+        line = json.dumps({"key": key.hex(), **values}, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         self._index.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, place))
         if time.monotonic() - self._flushed > SECONDS:
             self._flush()
-        return kept
 
     def close(self) -> None:
         """Puts everything on the disk and lets go of the file."""
@@ -129,15 +143,22 @@ def _learn(path: Path, index: sqlite3.Connection) -> None:
     place = 0
     with path.open("rb") as lines:
         for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            found = _parsed(line)
-            if place == 0 and found is None:
+            torn = not line.endswith(b"\n")
+            found = None if torn else _parsed(line)
+            if place == 0 and not (_begins(line) if torn else found):
                 raise PruneError("holds something other than answers; choose another file", where=str(path))
+            if torn:
+                break
             if found:
                 index.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (found[0], place))
             place += len(line)
     os.truncate(path, place)
+
+
+def _begins(piece: bytes) -> bool:
+    """Whether a torn line can be one of ours."""
+    plain, head = (re.sub(rb"[0-9a-f]", b"0", each) for each in (piece, HEAD))
+    return plain[: len(head)] == head[: len(piece)]
 
 
 def _parsed(line: bytes) -> tuple[bytes, Reply] | None:

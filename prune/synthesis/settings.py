@@ -145,6 +145,10 @@ def writer_settings(given: str | Mapping[str, Any]) -> Local | Endpoint | None:
     for name in made.prices:
         if name not in ("prompt", "reply"):
             raise unknown("price", name, ("prompt", "reply")).at("writer")
+    if not made.token.isidentifier():
+        raise PruneError(
+            "token is the name of the variable that holds the key, as OPENAI_API_KEY, not a key", where="writer"
+        )
     if not made.endpoint.startswith(("http://", "https://")):
         raise PruneError(f"endpoint must be as in http://localhost:8000/v1, not {made.endpoint!r}", where="writer")
     return made

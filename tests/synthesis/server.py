@@ -52,8 +52,12 @@ async def answer(state: State, body: bytes, writer: asyncio.StreamWriter) -> Non
     state.prompts[name] += 1
     state.count += 1
     fault = FAULTS[state.count // state.bad % len(FAULTS)] if state.bad and state.count % state.bad == 0 else None
-    if "refuse this" in prompt:
+    if "refuse this" in prompt or "refuse this" in request["model"]:
         return send(writer, 400, {"error": {"message": "not allowed"}})
+    if "wordless" in prompt:  # all of it was thought, or it is withheld
+        end = "length" if "thought" in prompt else "content_filter"
+        message = {"role": "assistant", "content": None}
+        return send(writer, 200, {"choices": [{"message": message, "finish_reason": end}]})
     if fault:
         state.faults[fault] += 1
     if fault == "stall":

@@ -77,6 +77,11 @@ def test_another_file_is_not_taken_for_answers(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match="something other than answers"):
         ask(path, ["a"])
     assert path.read_text() == "my notes\n"
+    for content in (json.dumps([{"instruction": "Add 2 and 3"}]), json.dumps({"key": "mine", "text": "x"}), "my notes"):
+        path.write_text(content)  # without a newline at the end
+        with pytest.raises(PruneError, match="something other than answers"):
+            ask(path, ["a"])
+        assert path.read_text() == content
     with pytest.raises(PruneError, match="cannot be written"):
         ask(tmp_path / "notes.txt" / "answers.jsonl", ["a"])
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
+from collections.abc import Iterator, Sequence, Set
 from email.utils import formatdate
 from pathlib import Path
 
@@ -14,11 +16,12 @@ import pytest
 
 import prune
 from prune.errors import PruneError
+from prune.synthesis.answers import opened
 from prune.synthesis.writers import endpoint as module
-from prune.synthesis.writers import patience
+from prune.synthesis.writers import make, patience
 from prune.synthesis.writers.endpoint import endpoint
 from prune.synthesis.writers.pace import Pace
-from prune.synthesis.writers.writer import Request
+from prune.synthesis.writers.writer import Reply, Request, Writer
 from tests.fakes import command
 from tests.synthesis.script import text
 from tests.synthesis.server import FAULTS, reply, running, told
@@ -105,9 +108,24 @@ def test_the_token_comes_from_the_named_variable(monkeypatch: pytest.MonkeyPatch
 def test_what_asking_again_would_not_mend_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with running() as url:
-        with pytest.raises(PruneError, match="who are you"):
+        with pytest.raises(PruneError, match=r"who are you$"):
             list(endpoint(url, "m", at_once=1).answer(requests(5), frozenset(range(5))))
         assert told(url)["count"] == 0
+
+
+def test_a_missing_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NO_KEY", "wrong")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with running() as url, pytest.raises(PruneError, match="who are you.*; OPENAI_API_KEY is not set"):
+        list(endpoint(url, "m").answer(requests(1), frozenset({0})))
+
+
+def test_a_completion_without_words_is_an_empty_reply_where_it_says_why() -> None:
+    asked = [Request(f"wordless {why}", 20, 0.7, 0) for why in ("thought", "withheld")]
+    with running() as url:
+        found = dict(endpoint(url, "m", retries=0).answer(asked, frozenset({0, 1})))
+        assert told(url)["count"] == 2
+    assert [(found[place].text, found[place].truncated) for place in (0, 1)] == [("", True), ("", False)]
 
 
 def test_an_endpoint_that_never_answers_says_so_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -133,6 +151,45 @@ def test_an_endpoint_that_refuses_everything_is_a_mistake(tmp_path: Path) -> Non
     path.write_text(json.dumps([{"instruction": f"{text('en', n)} refuse this"} for n in range(20)]))
     with running() as url, pytest.raises(PruneError, match="refuses every request: .*not allowed"):
         prune.synthesize(tmp_path / "out", seeds=path, writer={"endpoint": url, "model": "m"}, rounds=0)
+
+
+def test_what_was_refused_by_mistake_is_asked_again_once_that_is_mended(tmp_path: Path) -> None:
+    known, log = requests(20), tmp_path / "answers.jsonl"
+
+    def ask(wrong: bool, asked: list[Request]) -> dict[int, Reply]:
+        def answer(requests: Sequence[Request], wanted: Set[int]) -> Iterator[tuple[int, Reply]]:
+            yield from endpoint(url, "refuse this" if wrong else "m").answer(requests, wanted)
+
+        index = sqlite3.connect(":memory:", isolation_level=None)
+        with opened(log, index, Writer("w", "w", answer)) as answers:
+            return dict(answers.ask(asked))
+
+    with running() as url:
+        with pytest.raises(PruneError, match="refuses every request"):
+            ask(True, known)
+        assert log.read_bytes() == b""
+        assert all(reply.text for reply in ask(False, known).values())
+        refused = Request("refuse this", 20, 0.7, 0)
+        ask(False, [refused, *requests(30)])
+        before = told(url)["count"]
+        assert ask(False, [refused, *requests(30)])[0].text == ""
+        assert told(url)["count"] == before, "what is refused by a sound endpoint is not asked again"
+
+
+@pytest.mark.parametrize("given", [{"requests_per_minute": 30.0}, {"tokens_per_minute": 9.0}])
+def test_the_pace_that_a_config_gives_is_kept(given: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    paces: list[dict[str, float | None]] = []
+    monkeypatch.setattr(module, "Pace", lambda **how: paces.append(how))
+    make.writer({"endpoint": "http://localhost/v1", "model": "m", **given})
+    own = {f"{name}_per_minute": value for name, value in paces[0].items()}
+    assert {name: value for name, value in own.items() if value} == given
+
+
+def test_waits_double_and_differ_and_end_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.08)
+    waits = [patience.backoff(attempt, 500) for attempt in range(6)]
+    assert waits == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.08, 0.08])
+    assert len({patience.backoff(0, seed) for seed in range(100)}) == 100
 
 
 def test_the_body_of_a_request_can_be_changed() -> None:

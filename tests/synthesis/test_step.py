@@ -101,6 +101,7 @@ def test_a_stopped_step_goes_on_from_what_was_answered(monkeypatch: pytest.Monke
         ({"writer": {"model": "bundled", "batch": 2}}, "unknown option of writer 'batch'; did you mean 'batch_size'?"),
         ({"writer": {"endpoint": "localhost", "model": "m"}}, "endpoint must be as in http://localhost:8000/v1"),
         ({"writer": {"endpoint": "http://x", "model": "m", "prices": {"input": 1.0}}}, "unknown price 'input'"),
+        ({"writer": {"endpoint": "http://x", "model": "m", "token": "sk-abc"}}, "token is the name of the variable"),
         ({"writer": {"endpoint": "http://x"}}, "option 'model' of writer is missing"),
         ({"writer": "no/where/at/all"}, "no model folder"),
         ({"operations": {"deep": 1.0}}, "unknown operation 'deep'; did you mean 'deepen'?"),

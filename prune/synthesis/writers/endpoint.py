@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
@@ -17,6 +18,11 @@ from prune.synthesis.writers.writer import Replies, Reply, Request, Writer, esti
 
 Answer = Future[Reply | Refused | None]
 REFUSALS = 16  # so many requests refused in a row, with none answered, are a mistake in the settings
+NO_KEY = "none"  # many a local endpoint asks for none
+SILENT = (
+    "length",
+    "content_filter",
+)  # where these end a completion it may have no text: it was all thought, or is withheld
 
 
 def endpoint(
@@ -40,16 +46,18 @@ def endpoint(
     takes a key out. PruneError when it is still not answered, or may not be; what is answered is kept.
     """
     made = cache(lambda: _sender(url, os.environ.get(token), timeout))
+    answered = threading.Event()
     pace = Pace(requests=requests_per_minute, tokens=tokens_per_minute)
     asked = {"model": model, **(body or {})}
 
     def answer(requests: Sequence[Request], wanted: Set[int]) -> Replies:
-        send, patience = made(), Patience(url, retries, pace)
+        hint = "" if os.environ.get(token) else f"{token} is not set"
+        send, patience = made(), Patience(url, retries, pace, hint=hint)
 
         def one(request: Request) -> Reply | Refused | None:
             return patiently(lambda: _read(send(_payload(request, asked)), request), patience, seed=request.seed)
 
-        return _concurrently(one, requests, wanted, patience, at_once=at_once)
+        return _concurrently(one, requests, wanted, patience, answered, at_once=at_once)
 
     return Writer(model, ["endpoint", url, asked], answer, prices, grows=True)
 
@@ -59,15 +67,16 @@ def _concurrently(
     requests: Sequence[Request],
     wanted: Set[int],
     patience: Patience,
+    answered: threading.Event,
     *,
     at_once: int,
 ) -> Replies:
     """Replies as they come, also to what is added meanwhile.
 
-    After an error nothing new is asked, and what is on its way is still taken.
+    After an error nothing new is asked, and what is on its way is still taken. `answered` is set once something is.
     """
     trouble: PruneError | None = None
-    refused, answered = 0, False
+    refused = 0
     done: SimpleQueue[tuple[int, Answer]] = SimpleQueue()
     asked: set[int] = set()
     taken = 0
@@ -89,14 +98,14 @@ def _concurrently(
                     patience.stop.set()
                     continue
                 if isinstance(reply, Reply):
-                    answered = True
+                    answered.set()
                     yield place, reply
                 elif reply is not None:
                     refused += 1
-                    if refused >= REFUSALS and not answered:
+                    if refused >= REFUSALS and not answered.is_set():
                         trouble = trouble or PruneError(f"refuses every request: {reply}", where=patience.where)
                         patience.stop.set()
-                    yield place, Reply("", 0, 0)
+                    yield place, Reply("", 0, 0, refused=True)
         finally:
             patience.stop.set()  # also where nobody wants the rest
     if trouble:
@@ -122,7 +131,7 @@ def _sender(url: str, key: str | None, timeout: float) -> Any:
     need("openai", "synthesize", what="asking an endpoint", where="writer")
     import openai
 
-    client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=timeout)
+    client = openai.OpenAI(base_url=url, api_key=key or NO_KEY, max_retries=0, timeout=timeout)
 
     def send(payload: dict[str, Any]) -> bytes:
         # Bytes, because what is no completion must be told from one; that this spares half of the client's time, too.
@@ -136,7 +145,9 @@ def _read(content: bytes, request: Request) -> Reply:
     try:
         answer = json.loads(content)
         choice = answer["choices"][0]
-        text = choice["message"]["content"]
+        text, end = choice["message"]["content"], choice.get("finish_reason")
+        if text is None and end in SILENT:
+            text = ""
         usage = answer.get("usage") or {}
         prompt = usage.get("prompt_tokens", estimated_tokens(request.prompt))
         said = usage.get("completion_tokens", estimated_tokens(text) if isinstance(text, str) else 0)
@@ -144,4 +155,4 @@ def _read(content: bytes, request: Request) -> Reply:
         raise Garbage(f"not a chat completion: {content[:80]!r}") from None
     if not isinstance(text, str) or not isinstance(prompt, int) or not isinstance(said, int):
         raise Garbage("a completion without text")
-    return Reply(text.strip(), prompt, said, truncated=choice.get("finish_reason") == "length")
+    return Reply(text.strip(), prompt, said, truncated=end == "length")

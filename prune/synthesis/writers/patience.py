@@ -15,7 +15,8 @@ from prune.synthesis.writers.writer import Reply
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries, doubled each time
 LONGEST_HOLD = 3600.0  # seconds that an endpoint may ask to wait
-FATAL = (401, 403, 404)  # nothing that asking again would mend
+UNKNOWN = (401, 403)  # nobody it would let in
+FATAL = (*UNKNOWN, 404)  # nothing that asking again would mend
 REFUSING = (400, 413, 422)  # the endpoint will not answer this one
 
 
@@ -29,12 +30,16 @@ class Refused(str):
 
 @dataclass(frozen=True)
 class Patience:
-    """How often and how fast an endpoint, `where`, is asked. Once `stop` is set nobody is waited for any more."""
+    """How often and how fast an endpoint, `where`, is asked. Once `stop` is set nobody is waited for any more.
+
+    `hint` is what may be why it lets nobody in.
+    """
 
     where: str
     retries: int
     pace: Pace
     stop: threading.Event = field(default_factory=threading.Event)
+    hint: str = ""
 
 
 def patiently(ask: Callable[[], Reply], patience: Patience, *, seed: int) -> Reply | Refused | None:
@@ -54,7 +59,8 @@ def patiently(ask: Callable[[], Reply], patience: Patience, *, seed: int) -> Rep
         except openai.APIStatusError as error:
             trouble = error
             if error.status_code in FATAL:
-                raise PruneError(in_words(error), where=patience.where) from None
+                hint = patience.hint if error.status_code in UNKNOWN else ""
+                raise PruneError("; ".join(filter(None, [in_words(error), hint])), where=patience.where) from None
             if error.status_code in REFUSING:
                 return Refused(in_words(error))
             if (wait := retry_after(error.response.headers)) is not None:

@@ -19,12 +19,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What was said, and what it took. `truncated` when it was still speaking as its tokens ran out."""
+    """What was said, and what it took. `truncated` when it was still speaking as its tokens ran out.
+
+    `refused` when nothing was said because the writer will not answer this.
+    """
 
     text: str
     prompt_tokens: int
     tokens: int
     truncated: bool = False
+    refused: bool = False
 
 
 Replies = Iterator[tuple[int, Reply]]
