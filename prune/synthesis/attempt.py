@@ -98,7 +98,7 @@ def _of_instructions(job: Job, before: int) -> list[tuple[str, Check]]:
     Here instructions are compared with those kept `before` this chunk, so that it does not matter which reply is first.
     """
     return [
-        ("leaked", _leaked),
+        ("leaked", lambda item, draft: _leaked(item, draft, job)),
         ("meaningless", lambda item, _: meaningless(item.instruction, language=job.language_of(item.instruction))),
         ("similar", lambda item, _: _similar(item, job, before)),
     ]
@@ -141,15 +141,16 @@ def _verdict(attempt: Attempt, rule: str, why: str | None) -> Attempt:
     return Attempt(attempt.item.found(rule, why or PASSED), (rule, why) if why else None)
 
 
-def _leaked(item: Item, draft: Draft) -> str | None:
+def _leaked(item: Item, draft: Draft, job: Job) -> str | None:
     if draft.prompt is None:
         return None
     parent = draft.parent.instruction if draft.parent else ""
-    return leaked(item.instruction, parent=parent, template=draft.template, language=draft.language)
+    language = job.language_of(item.instruction)
+    return leaked(item.instruction, parent=parent, template=draft.template, language=language)
 
 
 def _similar(item: Item, job: Job, before: int | None = None) -> str | None:
-    return similar(job.kept, item.instruction, most=job.settings.similarity, before=before)
+    return similar(job.kept, item.instruction, most=job.settings.similarity, parent=item.parent, before=before)
 
 
 def _of_answer(why: str | None) -> str | None:
@@ -167,5 +168,5 @@ def _kept(attempt: Attempt, job: Job) -> Attempt:
     why = _similar(attempt.item, job)
     if why:
         return _verdict(attempt, "similar", why)
-    add(job.kept, attempt.item.id, attempt.item.instruction)
+    add(job.kept, attempt.item.id, attempt.item.instruction, parent=attempt.item.parent)
     return attempt

@@ -51,6 +51,8 @@ def evolve(
         ratings=None,
         truncated=False,
     )
+    if operation == BREADTH:  # about something else, asked for in another way
+        item = replace(item, topic=None, kind=None, format=None)
     template = language.prompts[operation]
     return Draft(item, language, parent, template, fill(template, instruction=parent.instruction))
 

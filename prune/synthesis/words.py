@@ -7,6 +7,7 @@ import unicodedata
 from functools import lru_cache
 
 SHINGLE = 5  # characters
+_LATIN = "[a-zß-ɏ]"
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -24,6 +25,14 @@ def words(text: str) -> list[str]:
 def length(text: str) -> int:
     """How many words a text has."""
     return len(words(text))
+
+
+def says(text: str, phrase: str) -> bool:
+    """Whether a phrase stands in a text as words of their own; what Korean hangs on a word may follow it."""
+    said, sought = normal(text), normal(phrase)
+    before = r"(?<!\w)" if re.match(r"\w", sought) else ""
+    after = f"(?!{_LATIN})" if re.search(f"{_LATIN}\\Z", sought) else ""
+    return sought in said and re.search(before + re.escape(sought) + after, said) is not None
 
 
 def shingles(text: str) -> set[str]:

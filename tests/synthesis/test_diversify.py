@@ -99,12 +99,15 @@ def test_depth_goes_one_step_up_the_scale_and_breadth_stays() -> None:
     scale = grid({("a", "10"): 1, ("a", "2"): 1}).scale()
     assert scale == ["2", "10"]
     assert grid({("a", "hard"): 1, ("a", "easy"): 1}).scale(["easy"]) == ["easy", "hard"]
-    parent = Item("seed-0", "seed-0", "a", "2", "Do it")
+    parent = Item("seed-0", "seed-0", "a", "2", "Do it", topic="sums", kind="maths", format="json")
     for slot in range(20):
         made = evolve(
             parent, round=1, slot=slot, weights=WEIGHTS, seed=0, language=KNOWN["en"], difficulties=scale
         ).item
-        assert made.difficulty == ("2" if made.operations == ("breadth",) else "10")
+        breadth = made.operations == ("breadth",)
+        assert made.difficulty == ("2" if breadth else "10")
+        labels = (made.topic, made.kind, made.format)
+        assert labels == ((None,) * 3 if breadth else ("sums", "maths", "json")), "something else has labels of its own"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from prune.synthesis.eliminate.leaked import leaked
 from prune.synthesis.eliminate.meaningless import meaningless
 from prune.synthesis.eliminate.pleads import pleads
 from prune.synthesis.eliminate.same import ratings, same, verdict
-from prune.synthesis.eliminate.similar import add, nearest, prepare, similar
+from prune.synthesis.eliminate.similar import add, near, prepare, similar
 from prune.synthesis.words import overlap, shingles, spoken
+from tests.synthesis.script import text
 
 KNOWN = languages.load()
 EN, KO = KNOWN["en"], KNOWN["ko"]
@@ -35,6 +36,18 @@ LONG_KO = " ".join(f"{number}번째 돌은 옆의 돌에 기대어 선다." for 
 def test_phrases_of_prompts_leak(language: languages.Language, text: str) -> None:
     assert leaked(text, parent="", template="", language=language)
     assert not leaked(text, parent=text, template="", language=language), "what is asked about prompts is no leak"
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        (EN, "Remind the members to renew promptly."),
+        (EN, "A clerk is given instructions by phone; write them down."),
+        (KO, "아주새 프롬프트"),
+    ],
+)
+def test_parts_of_words_do_not_leak(language: languages.Language, text: str) -> None:
+    assert leaked(text, parent="", template="", language=language) is None
 
 
 @pytest.mark.parametrize("language", [EN, KO], ids=lambda language: language.name)
@@ -97,6 +110,38 @@ def test_short_pleas_are_told_from_long_answers_that_apologise(language: languag
     assert pleads(filler[:100], language=language) is None
 
 
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        (EN, "The Hindenburg was an airship."),
+        (EN, "It is as an aircraft carrier that it is known."),
+        (EN, "Wi-Fi cannot pass walls of steel."),
+        (KO, "주인공의 이름은 다미안입니다."),
+    ],
+)
+def test_parts_of_words_are_no_pleas(language: languages.Language, text: str) -> None:
+    assert pleads(text, language=language) is None
+
+
+@pytest.mark.parametrize("text", ["sorry합니다", "미안하지만 어렵습니다.", "언어 모델로서는 모릅니다."])
+def test_what_korean_hangs_on_a_word_hides_no_plea(text: str) -> None:
+    assert pleads(text, language=KO)
+
+
+@pytest.mark.parametrize(
+    ("language", "answers"),
+    [(EN, "Yes|No|yes.|No!"), (KO, "예|아니오|네|아니요|예.|아니오!|있습니다.|없습니다.")],
+)
+def test_yes_and_no_are_answers(language: languages.Language, answers: str) -> None:
+    asked = {"en": "Is granite harder than chalk?", "ko": "화강암이 분필보다 단단합니까?"}[language.name]
+    for answer in answers.split("|"):
+        assert languages.tell(answer, KNOWN.values()) is language
+        assert meaningless(answer, language=language) is None, answer
+        assert pleads(answer, language=language) is None, answer
+        assert copied(asked, answer, language=language) is None, answer
+        assert copied(asked, f"{answer} {asked}", language=language), answer
+
+
 def test_an_answer_that_is_the_instruction_is_a_copy() -> None:
     asked = "Name the three longest rivers of Europe and say where each of them ends."
     for answer in (asked, asked.upper(), f"  {asked}\n", f"And so: {asked} Ok?", asked[:-4]):
@@ -119,6 +164,12 @@ def test_an_answer_that_is_the_instruction_is_a_copy() -> None:
         (EN, "More 3 11", "more", None),
         (EN, "moreover 1.5 2", "more", None),
         (EN, "", "unreadable", None),
+        (EN, "The two are not the same. MORE 3 5", "more", (3, 5)),
+        (EN, "No more is asked: SAME 3 3", "same", (3, 3)),
+        (EN, "It is different in its words alone.\n\n**SAME** 3 3", "same", (3, 3)),
+        (EN, "Was it MORE 3 5? No.\nSAME 3 3", "same", None),
+        (KO, "같은 것 이상을 묻지 않으니 나아짐은 없습니다.\n같음 3 3", "same", (3, 3)),
+        (KO, "동일하지 않습니다. 나아짐 3 5", "more", (3, 5)),
         (KO, "나아짐 3 5", "more", (3, 5)),
         (KO, "같음 4 4", "same", (4, 4)),
         (KO, "둘은 동일합니다.", "same", None),
@@ -176,6 +227,19 @@ def test_near_duplicates_are_found_as_comparing_with_each_finds_them(kept: sqlit
 
 def test_case_width_and_spaces_make_no_difference(kept: sqlite3.Connection) -> None:
     add(kept, "first", "강 세 개를 말하세요: ABC")
-    assert nearest(kept, "강  세 개를\n말하세요: ＡＢＣ") == (1.0, "first")
-    assert nearest(kept, "산 이름 다섯 가지") == (0.0, "")
+    assert near(kept, "강  세 개를\n말하세요: ＡＢＣ") == [(1.0, "first")]
+    assert near(kept, "산 이름 다섯 가지") == []
     assert similar(kept, "강 세 개를 말하세요: abc", most=0.7) == "100% the same as first"
+
+
+def test_what_leaves_its_parent_as_it_is_is_no_duplicate_of_it(kept: sqlite3.Connection) -> None:
+    parent, grandparent = text("en", "parent", count=60), text("en", "grandparent", count=60)
+    add(kept, "seed-0", grandparent)
+    add(kept, "1-0", parent, parent="seed-0")
+    for other in (parent, grandparent):
+        edited = f"{other} {text('en', 'more', count=15)}"
+        assert overlap(shingles(other), shingles(edited)) > 0.7
+        assert similar(kept, edited, most=0.7, parent="1-0") is None
+        assert similar(kept, edited, most=0.7), "a stranger's is"
+        assert similar(kept, edited, most=0.7, parent="seed-1"), "and what was made of another"
+        assert similar(kept, f"{other} !", most=0.7, parent="1-0"), "but a copy is one"

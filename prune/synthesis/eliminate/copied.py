@@ -9,11 +9,11 @@ ALIKE = 0.8  # Jaccard's index of the shingles
 
 
 def copied(instruction: str, answer: str, *, language: Language) -> str | None:
-    """The answer is the instruction, nearly so, or the instruction with nothing but stop words around it."""
+    """The answer is the instruction, nearly so, or with nothing but stop words, or yes or no, around it."""
     asked, said = normal(instruction), normal(answer)
     alike = overlap(shingles(asked), shingles(said))
     if alike >= ALIKE:
         return f"{alike:.0%} of the answer and the instruction is the same"
-    if asked in said and set(words(said.replace(asked, " "))) <= language.stop_words:
+    if asked in said and set(words(said.replace(asked, " "))) <= language.stop_words | language.replies:
         return "the answer is the instruction again"
     return None

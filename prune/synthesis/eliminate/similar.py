@@ -17,17 +17,29 @@ from prune.synthesis.words import overlap, shingles
 HASHES = 128
 ROWS = 4  # hashes in a band: two texts that share 0.7 of their shingles share two bands with a chance of 0.998
 CANDIDATES = 20  # at most so many are compared exactly, those that share most bands
+LINE = 0.95  # what an instruction may share with those it was made of, which it is asked to leave as they are
 
 
-def similar(kept: sqlite3.Connection, instruction: str, *, most: float, before: int | None = None) -> str | None:
-    """Whether one of the kept (of the first `before`) shares `most` (Jaccard) or more of its shingles with this one."""
-    share, name = nearest(kept, instruction, before=before)
-    return f"{share:.0%} the same as {name}" if share >= most else None
+def similar(
+    kept: sqlite3.Connection, instruction: str, *, most: float, parent: str | None = None, before: int | None = None
+) -> str | None:
+    """Whether one of the kept (of the first `before`) shares `most` (Jaccard) or more of its shingles with this one.
+
+    With those it was made of, `parent` and that one's own, it may share more: only what is all but their copy is one.
+    """
+    line = _line(kept, parent)
+    found = [
+        (share, name)
+        for share, name in near(kept, instruction, before=before, most=CANDIDATES + len(line))
+        if share >= (max(most, LINE) if name in line else most)
+    ]
+    return "{:.0%} the same as {}".format(*max(found, key=lambda each: each[0])) if found else None
 
 
 def prepare(kept: sqlite3.Connection) -> None:
     """Makes the tables that `add` fills."""
-    kept.execute("CREATE TABLE instructions (number INTEGER PRIMARY KEY, name TEXT, text TEXT)")
+    kept.execute("CREATE TABLE instructions (number INTEGER PRIMARY KEY, name TEXT, text TEXT, parent TEXT)")
+    kept.execute("CREATE INDEX names ON instructions (name)")
     kept.execute("CREATE TABLE bands (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID")
 
 
@@ -37,14 +49,17 @@ def count(kept: sqlite3.Connection) -> int:
     return found
 
 
-def add(kept: sqlite3.Connection, name: str, instruction: str) -> None:
+def add(kept: sqlite3.Connection, name: str, instruction: str, *, parent: str | None = None) -> None:
     """Counts an instruction among the kept ones."""
-    number = kept.execute("INSERT INTO instructions (name, text) VALUES (?, ?)", (name, instruction)).lastrowid
+    row = (name, instruction, parent)
+    number = kept.execute("INSERT INTO instructions (name, text, parent) VALUES (?, ?, ?)", row).lastrowid
     kept.executemany("INSERT INTO bands VALUES (?, ?)", [(band, number) for band in _bands(instruction)])
 
 
-def nearest(kept: sqlite3.Connection, instruction: str, *, before: int | None = None) -> tuple[float, str]:
-    """The largest share of shingles in common with a kept instruction, and which; (0.0, "") where none is near."""
+def near(
+    kept: sqlite3.Connection, instruction: str, *, before: int | None = None, most: int = CANDIDATES
+) -> list[tuple[float, str]]:
+    """The share of shingles in common with each kept instruction that may be near, and its name; `most` of them."""
     own = shingles(instruction)
     bands = sorted(_bands(instruction))
     query = (
@@ -52,9 +67,18 @@ def nearest(kept: sqlite3.Connection, instruction: str, *, before: int | None = 
         "GROUP BY number HAVING COUNT(*) > 1 ORDER BY COUNT(*) DESC, number LIMIT ?"
     )
     last = count(kept) if before is None else before
-    numbers = [number for (number,) in kept.execute(query, (*bands, last, CANDIDATES))]
+    numbers = [number for (number,) in kept.execute(query, (*bands, last, most))]
     found = [kept.execute("SELECT text, name FROM instructions WHERE number = ?", (n,)).fetchone() for n in numbers]
-    return max(((overlap(own, shingles(text)), name) for text, name in found), default=(0.0, ""), key=lambda f: f[0])
+    return [(overlap(own, shingles(text)), name) for text, name in found]
+
+
+def _line(kept: sqlite3.Connection, parent: str | None) -> set[str]:
+    """The names of an instruction's parent and its parents."""
+    query = (
+        "WITH RECURSIVE line (name) AS (SELECT ? UNION SELECT parent FROM line JOIN instructions USING (name) "
+        "WHERE parent IS NOT NULL) SELECT name FROM line"
+    )
+    return {name for (name,) in kept.execute(query, (parent,))} if parent else set()
 
 
 @lru_cache(maxsize=1024)  # each instruction is looked for twice, and then added

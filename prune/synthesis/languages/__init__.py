@@ -28,7 +28,8 @@ class Language:
     """What the rules and prompts of one language look like.
 
     letters: a class of characters that tells it, as in `[가-힣]`; `share`: how many of a text's letters must be such.
-    stop_words: words that mean nothing alone; pleads: how a writer says that it cannot.
+    stop_words: words that mean nothing alone; replies: words that are an answer alone, but add nothing to another.
+    pleads: how a writer says that it cannot.
     short: words below which an answer that pleads is one; leaks: phrases that only prompts use.
     run: words of a template in a row that are no accident; verdicts: how a judge says `same` and `more`.
     kinds: task kinds, each with what it asks and the formats that fit it; formats: output formats.
@@ -38,6 +39,7 @@ class Language:
     letters: str
     share: float = 0.0
     stop_words: frozenset[str]
+    replies: frozenset[str] = frozenset()
     pleads: tuple[str, ...]
     short: int = 80
     leaks: tuple[str, ...]
@@ -60,6 +62,7 @@ class _Written:
     share: float = 0.0
     short: int = 80
     run: int = 7
+    replies: list[str] = field(default_factory=list)
     kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
 
@@ -140,6 +143,7 @@ def _language(path: Path, english: Language | None) -> Language:
         letters=written.letters,
         share=written.share,
         stop_words=frozenset(normal(word) for word in written.stop_words),
+        replies=frozenset(normal(word) for word in written.replies),
         pleads=tuple(written.pleads),
         short=written.short,
         leaks=tuple(written.leaks),
