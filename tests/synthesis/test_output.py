@@ -83,6 +83,32 @@ def test_nothing_on_the_page_runs(tmp_path: Path) -> None:
     assert f"<b>{found['kept']}</b>" in page
 
 
+def test_the_page_shows_what_was_counted(tmp_path: Path) -> None:
+    rows = [
+        {"skill": "code", "difficulty": f"{1 + n % 2}", "instruction": text("en", n), "answer": text("en", "a", n)}
+        for n in range(4)
+    ]
+    rows[3] |= {"instruction": "...", "answer": "..."}
+    (tmp_path / "seeds.json").write_text(json.dumps(rows))
+
+    def writer(prompt: str) -> str:
+        return "MORE 2 4" if "SAME" in prompt else text("en", prompt, count=20)
+
+    options = {"rounds": 2, "operations": {"deepen": 1.0}}
+    found = prune.synthesize(tmp_path / "out", seeds=tmp_path / "seeds.json", writer=writer, **options)
+    page = re.sub(r">\s+<", "><", (tmp_path / "out/index.html").read_text())
+    cells = re.findall(r'<td class="h\d">(\d+)</td>', page)
+    assert cells == ["2", "2", "2", "7"] and found["coverage"]["kept"] == [[2, 7]]
+    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert [chart.count("<title>") for chart in charts] == [3 + 3, 2 + 2], "a point for each round and line"
+    assert [re.findall(r"<title>(.*?)</title>", charts[1])] == [["2", "2", "4", "4"]]
+    assert [len(line.split()) for line in re.findall(r'points="(.*?)"', charts[0])] == [3, 3]
+    for row in ("<td>0</td><td>4</td><td>3</td><td>75%</td><td>1</td>", "<td>1</td><td>3</td><td>3</td>"):
+        assert f"<tr>{row}" in page, "tried, kept, and what the rule rejected"
+    assert '<th title="punctuation, stop words or repetition">meaningless</th>' in page
+    assert "<tr><td>deepen</td><td>6</td><td>6</td><td>100%</td></tr>" in page
+
+
 def test_an_output_is_whole_verified_and_ours(tmp_path: Path) -> None:
     made(tmp_path)
     assert prune.verify(tmp_path / "out") == []
