@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -29,8 +30,9 @@ class Block:
     base: Tensor | None
     draw: Draw
 
+    @cached_property
     def deltas(self) -> list[Tensor]:
-        """What each input adds to the base."""
+        """What each input adds to the base, worked out once: not to be changed in place."""
         assert self.base is not None
         return [tensor - self.base for tensor in self.tensors]
 

@@ -44,6 +44,6 @@ def gram(blocks: Blocks, *, deltas: bool) -> torch.Tensor:
     """The inner products of the inputs (of their changes with `deltas`) with each other: float64 (inputs, inputs)."""
     found = torch.zeros((), dtype=torch.float64)
     for block in blocks:
-        rows = torch.stack([tensor.reshape(-1).float() for tensor in (block.deltas() if deltas else block.tensors)])
+        rows = torch.stack([tensor.reshape(-1).float() for tensor in (block.deltas if deltas else block.tensors)])
         found = found + (rows @ rows.T).double().cpu()
     return found

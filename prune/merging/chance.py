@@ -16,15 +16,40 @@ COMPAT_RULE = "torch.bernoulli, seeded once, tensors in the order of their names
 
 def mask(seed: int, name: str, number: int, start: int, chance: float | Tensor, like: Tensor) -> Tensor:
     """Ones and zeros in the shape and type of `like`, one with probability `chance` (a number, or one per entry)."""
+    return _shaped(_drawn(seed, name, number, start, chance, like), like)
+
+
+def _drawn(seed: int, name: str, number: int, start: int, chance: float | Tensor, like: Tensor) -> np.ndarray:
+    """Which entries of `like`, laid out flat, stay: truths (entries,)."""
     key = hashlib.sha256(f"{seed}\n{name}\n{number}\n{start}".encode()).digest()
     words = np.random.SFC64(int.from_bytes(key, "little")).random_raw((like.numel() + 1) // 2)
     drawn = words.view(np.uint32)[: like.numel()]
     if isinstance(chance, Tensor):
         bounds = (chance.cpu().double() * 2.0**32).reshape(-1).numpy()
-        kept = drawn < bounds
-    else:
-        kept = drawn < np.uint32(min(int(chance * 2.0**32), 2**32 - 1))
-    return torch.from_numpy(kept).reshape(like.shape).to(device=like.device, dtype=like.dtype)
+        return drawn < bounds
+    return drawn < np.uint32(min(int(chance * 2.0**32), 2**32 - 1))
+
+
+def _shaped(kept: np.ndarray, like: Tensor) -> Tensor:
+    """Bytes or truths of zero and one as a mask for `like`."""
+    return torch.from_numpy(kept.view(np.uint8)).reshape(like.shape).to(device=like.device, dtype=like.dtype)
+
+
+@dataclass
+class Remembered:
+    """Masks of one tensor, each drawn once and kept, an entry a bit, for the second pass."""
+
+    seed: int
+    name: str
+    bits: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # (first entry, input) -> packed mask
+
+    def mask(self, start: int, number: int, chance: float | Tensor, like: Tensor) -> Tensor:
+        packed = self.bits.get((start, number))
+        if packed is not None:
+            return _shaped(np.unpackbits(packed, count=like.numel()), like)
+        kept = _drawn(self.seed, self.name, number, start, chance, like)
+        self.bits[start, number] = np.packbits(kept)
+        return _shaped(kept, like)
 
 
 @dataclass

@@ -28,14 +28,14 @@ def combine(
     total = stacked.sum(dim=0)
     kept = weights
     if elect:
-        sign = (total >= 0).to(stacked.dtype).mul_(2).sub_(1)
+        sign = torch.copysign(torch.ones_like(total), total + 0.0)  # -0 + 0 is 0
         stacked *= sign  # what agrees is above zero now
         if normalize:
-            kept = weights * (stacked > 0)
+            kept = weights * stacked.clamp(min=0).sign_()
         total = stacked.clamp_(min=0).sum(dim=0).mul_(sign)
     if normalize:
         divisor = kept.sum(dim=0)
-        total /= divisor.masked_fill_(divisor == 0 if elect else divisor.abs() < 1e-8, 1)
+        total /= divisor + (1 - divisor.sign().abs_()) if elect else divisor.masked_fill_(divisor.abs() < 1e-8, 1)
     if lambda_ != 1:
         total *= lambda_
     return base + total

@@ -40,7 +40,7 @@ def bounds(blocks: Blocks, density: Sequence[float], gamma: Sequence[float]) -> 
 def middle(block: Block, found: Sequence[tuple[float, float]]) -> list[Tensor]:
     """The changes whose size lies within the bounds, both included; the others are zero."""
     kept = []
-    for delta, (least, most) in zip(block.deltas(), found, strict=True):
+    for delta, (least, most) in zip(block.deltas, found, strict=True):
         size = delta.abs()
-        kept.append(delta.masked_fill_((size < least) | (size > most), 0))
+        kept.append(delta.masked_fill((size < least) | (size > most), 0))
     return kept

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 
 from prune.merging.block import Block
@@ -56,17 +57,17 @@ class Profile:
     def see(self, name: str, block: Block) -> None:
         """Adds one block of a tensor."""
         tensors = list(block.tensors)
-        rows = block.deltas() if block.base is not None else [tensor - tensors[0] for tensor in tensors[1:]]
+        rows = block.deltas if block.base is not None else [tensor - tensors[0] for tensor in tensors[1:]]
         if not rows:
             return
         flat = [row.reshape(-1).float() for row in rows]
-        products = torch.tensor([[float(torch.dot(one, other)) for other in flat] for one in flat], dtype=torch.float64)
-        most, least = reduce(torch.maximum, flat), reduce(torch.minimum, flat)
-        conflicts = int(torch.count_nonzero((most > 0) & (least < 0)))
+        products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+        for i, j in combinations_with_replacement(range(len(flat)), 2):
+            products[i, j] = products[j, i] = float(torch.dot(flat[i], flat[j]))
         own = self.sums.setdefault(name, Sums(torch.zeros_like(products)))
         own.products = own.products + products
         own.entries += len(flat[0])
-        own.conflicts += conflicts
+        own.conflicts += _conflicts(flat) if len(flat) > 1 else 0
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer: delta_norm by model, cosine (mean over pairs; None for one), sign_conflicts (a share)."""
@@ -101,6 +102,12 @@ class Profile:
         ends = [PurePath(name).name for name in names]
         ends = ends if len(set(ends)) == len(set(names)) else names
         return [end if ends.count(end) == 1 else f"{end} ({place})" for place, end in enumerate(ends, 1)]
+
+
+def _conflicts(flat: Sequence[torch.Tensor]) -> int:
+    """Entries that some raise and some lower."""
+    most, least = (reduce(which, flat).cpu().numpy() for which in (torch.maximum, torch.minimum))
+    return int(np.count_nonzero((most > 0) & (least < 0)))
 
 
 def _cosine(products: torch.Tensor, norms: torch.Tensor) -> float | None:

@@ -18,6 +18,7 @@ from prune.merging.block import Block, keywords
 from prune.merging.blocks import SIZE, Blocks
 from prune.model.tensors import Part, finite
 
+HELD = 2**22  # entries
 Reader = Callable[[], Part]  # opens one input's tensor for reading in parts
 Watch = Callable[[str, Block], None]  # sees every block of a tensor once
 
@@ -76,23 +77,29 @@ def _blocks(job: Job) -> Blocks:
     size = getattr(job.method, "BLOCK", None) or (entries if job.compat else SIZE)
     if whole is not None and whole(**keywords(dict(job.values))):
         size = entries
-    parts = [opened() for opened in job.inputs]
-    base = job.base() if job.base else None
+    twice = hasattr(job.method, "measure")
+    parts = [_held(opened(), entries) if twice else opened() for opened in job.inputs]
+    base = (_held(job.base(), entries) if twice else job.base()) if job.base else None
     in_turn = chance.InTurn(job.state) if job.state is not None else None
+    remembered = chance.Remembered(job.seed, job.name)
 
     def read(part: Part, start: int, stop: int) -> Tensor:
         block = part(start, stop).to(device=job.device, dtype=job.dtype)
         return block.reshape(job.shape) if size >= entries else block
 
     def block(start: int, stop: int) -> Block:
-        draw: Any = in_turn.mask if in_turn else partial(_mask, job, start)
+        draw: Any = in_turn.mask if in_turn else partial(remembered.mask, start)
         return Block([read(part, start, stop) for part in parts], read(base, start, stop) if base else None, draw)
 
     return Blocks(entries, max(size, 1), block)
 
 
-def _mask(job: Job, start: int, number: int, share: float | Tensor, like: Tensor) -> Tensor:
-    return chance.mask(job.seed, job.name, number, start, share, like)
+def _held(part: Part, entries: int) -> Part:
+    """A tensor that is gone over twice, read once where it is small."""
+    if entries > HELD:
+        return part
+    whole = part(0, entries)
+    return lambda start, stop: whole[start:stop]
 
 
 def _copied(job: Job) -> Tensor:

@@ -37,7 +37,7 @@ def merge(block: Block, facts: Tensor | None, *, filter_wise: bool = False) -> T
 
 def _of_rows(block: Block) -> Tensor:
     assert block.base is not None
-    rows = torch.stack([delta.reshape(-1, delta.shape[-1]) for delta in block.deltas()])  # (models, rows, width)
+    rows = torch.stack([delta.reshape(-1, delta.shape[-1]) for delta in block.deltas])  # (models, rows, width)
     ratio = _ratio(torch.einsum("irw,jrw->rij", rows.double(), rows.double()))
     return ratio.to(block.base.dtype).reshape(*block.base.shape[:-1], 1)
 

@@ -44,7 +44,7 @@ def measure(blocks: Blocks, *, weight: Sequence[float], normalize_weights: bool,
 
 def merge(block: Block, facts: Tensor, *, weight: Each, normalize_weights: bool = True, eps: float = 1e-8) -> Tensor:  # noqa: ARG001
     """The sum of the inputs (of their changes, where there is a base) times their factors."""
-    inputs = block.tensors if block.base is None else block.deltas()
+    inputs = block.tensors if block.base is None else block.deltas
     merged = sum(float(factor) * own for factor, own in zip(facts, inputs, strict=True))
     assert isinstance(merged, Tensor)
     return merged if block.base is None else block.base + merged

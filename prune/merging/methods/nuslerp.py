@@ -46,7 +46,7 @@ def merge(
 ) -> Tensor:
     """Along the arc from the first to the second; not flattened, for each vector along the last dim (the first with
     `nuslerp_row_wise`) by itself."""
-    first, second = block.deltas() if block.base is not None else block.tensors
+    first, second = block.deltas if block.base is not None else block.tensors
     if facts is not None:
         factors = facts.to(first.device)
     else:

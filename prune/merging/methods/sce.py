@@ -31,7 +31,7 @@ def merge(block: Block, facts: None, *, select_topk: float = 1.0, int8_mask: boo
     assert block.base is not None
     if not block.tensors:
         return block.base
-    deltas = torch.stack(block.deltas())  # (models, ...)
+    deltas = torch.stack(block.deltas)  # (models, ...)
     if select_topk < 1:
         deltas = deltas * _selected(deltas, select_topk)
     squares = deltas.square().reshape(len(deltas), -1).mean(dim=1)

@@ -25,4 +25,4 @@ def merge(
 ) -> Tensor:
     """base + lambda x the sum of w_i d_i"""
     assert block.base is not None
-    return combine(block.base, block.deltas(), weight, elect=False, normalize=normalize, lambda_=lambda_)
+    return combine(block.base, block.deltas, weight, elect=False, normalize=normalize, lambda_=lambda_)

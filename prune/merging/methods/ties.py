@@ -13,7 +13,7 @@ from torch import Tensor
 from prune.merging.block import Block, Each
 from prune.merging.blocks import Blocks
 from prune.merging.consensus import combine
-from prune.merging.sparsify import nth_largest, refuse_density, rescaling, scaled
+from prune.merging.sparsify import nth_largest, refuse_density, rescaling, scaled, trimmed
 
 BASE = "needed"
 LEAST, MOST = 0, None
@@ -54,6 +54,5 @@ def merge(
 
 def _trimmed(block: Block, bounds: Sequence[float | None]) -> list[Tensor]:
     return [
-        delta if bound is None else delta.masked_fill_(delta.abs() < bound, 0)
-        for delta, bound in zip(block.deltas(), bounds, strict=True)
+        delta if bound is None else trimmed(delta, bound) for delta, bound in zip(block.deltas, bounds, strict=True)
     ]
