@@ -28,7 +28,8 @@ def _draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     models = list(dict.fromkeys(name for row in rows for name in row["delta_norm"]))
     numbers = [row["layer"] for row in rows]
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6))
+    figure.subplots_adjust(left=0.12, right=0.98, top=0.98, bottom=0.09, hspace=0.12)  # a layout engine draws twice
     norms, cosine, conflicts = figure.subplots(3, sharex=True)
     for place, model in enumerate(models):
         values = [row["delta_norm"].get(model) for row in rows]

@@ -20,7 +20,7 @@ from prune.merging.methods import method, names
 from prune.merging.parse import parse
 from prune.merging.plan import Options, Plan, plan
 from prune.merging.profile import Profile
-from prune.merging.stream import compute, pieces
+from prune.merging.stream import HELD, compute, pieces
 from prune.model.memory import available
 from prune.model.model import Model
 from prune.model.tensors import Info, Tensors
@@ -126,7 +126,7 @@ def needs(merged: Merged) -> dict[str, float]:
     threads = model.tensors.threads
     whole = any(hasattr(job.method, "whole") or job.compat for job in merged.plan.jobs.values())
     count = len(merged.plan.inputs)
-    work = threads * (count + 2) * 4 * (largest if whole else min(largest, 2**20))
+    work = threads * (count + 2) * 4 * (largest if whole else min(largest, HELD))
     return {
         "memory": float(400 * 10**6 + work),
         "disk": float(model.tensors.bytes),

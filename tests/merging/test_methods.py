@@ -331,6 +331,24 @@ def test_masks_follow_from_seed_tensor_input_and_place_alone() -> None:
     assert abs(float(drawn[:50_000].mean()) - 0.25) < 0.01
 
 
+@pytest.mark.parametrize("share", [0.3, torch.linspace(0, 1, 1001)])
+def test_a_remembered_mask_is_the_drawn_one(share: float | torch.Tensor) -> None:
+    like, remembered = torch.zeros(1001), chance.Remembered(1, "a")
+    wanted = chance.mask(1, "a", 2, 5, share, like)
+    assert torch.equal(remembered.mask(5, 2, share, like), wanted)
+    assert torch.equal(remembered.mask(5, 2, share, like), wanted)
+    assert not torch.equal(remembered.mask(5, 1, share, like), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bound", [0.0, 2.0**-140, 0.25, float("inf")])
+def test_changes_as_large_as_the_bound_stay(bound: float, dtype: torch.dtype) -> None:
+    from prune.merging.sparsify import trimmed
+
+    delta = torch.tensor([0.0, 2.0**-140, -(2.0**-140), 0.249, -0.249, 0.25, -0.25, 0.26, -3.0e38], dtype=dtype)
+    assert torch.equal(trimmed(delta, bound), torch.where(delta.abs() >= bound, delta, 0))
+
+
 def test_lambda_is_spelt_without_its_stroke() -> None:
     assert "lambda" in parameters(method("ties"))
     assert keywords({"lambda": 1.0}) == {"lambda_": 1.0}
