@@ -71,12 +71,14 @@ def _reader(batches: Sequence[Feeds]) -> Any:
 def perplexity(path: Path, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, Any]:
     """Perplexity of a causal language model's graph beside that of the float32 module it was made of, on some text."""
     bound = getattr(module.config.get_text_config(), "max_position_embeddings", None) or LENGTH
-    windows = data.windows(text, tokenizer, length=min(LENGTH, bound), samples=WINDOWS, batch_size=1)
+    length = min(LENGTH, bound)
+    windows = data.windows(text, tokenizer, length=length, samples=WINDOWS, batch_size=1)
     graph = open_graph(path)
     before = _perplexity(windows, lambda ids, mask: module(input_ids=ids, attention_mask=mask, use_cache=False).logits)
     after = _perplexity(windows, lambda ids, mask: run_graph(graph, ids, mask)[0].float())
     tokens = sum(int((window["labels"][:, 1:] != data.IGNORED).sum()) for window in windows)
-    return {"data": data.describe(text), "tokens": tokens, "before": before, "after": after}
+    terms = {"data": data.describe(text), "length": length, "stride": data.longest_stride(tokenizer, length)}
+    return {**terms, "tokens": tokens, "before": before, "after": after}
 
 
 def _perplexity(windows: Sequence[Feeds], logits: Callable[[Tensor, Tensor], Tensor]) -> float:

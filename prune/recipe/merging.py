@@ -46,6 +46,7 @@ def merge(
         "parameters": merged.model.tensors.parameters,
         "bytes": merged.model.tensors.bytes,
         "saved_as": merged.model.config.model_type,
+        "architecture": merged.model.architecture.__name__,
         "needs": needs(merged),
         "warnings": merged.plan.warnings,
     }
@@ -77,7 +78,7 @@ def _content(merged: Merged, found: dict[str, Any], *, seed: int, device: str) -
     if merged.record["compat"]:
         options["compat"] = merged.record["compat"]
     source = folder_of((merged.config.base or merged.plan.inputs[0]).model, merged.config)
-    kept = ("merge", "parameters", "bytes", "saved_as")
+    kept = ("merge", "parameters", "bytes", "saved_as", "architecture")
     donor = merged.plan.donor.tensors
     record = {name: found[name] for name in kept}
     record |= {"parameters": [donor.parameters, found["parameters"]], "bytes": [donor.bytes, found["bytes"]]}

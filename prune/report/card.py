@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from prune.report import summary
+from prune.report import course, scored, summary
 from prune.report.metadata import did, metadata
 from prune.report.reproduce import loading, recipe_yaml
 
@@ -39,7 +39,7 @@ def card(
         _measured(steps),
         _trusted(steps),
         _data(manifest["recipe"].get("calibration")),
-        "## Loading\n\n" + _loading(model_type, manifest.get("runtimes") or []),
+        "## Loading\n\n" + _loading(model_type, architectures, manifest.get("runtimes") or []),
         "## Making it again\n\n" + _again(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -115,16 +115,25 @@ def _trusted(steps: list[dict[str, Any]]) -> str:
 
 
 def _measured(steps: list[dict[str, Any]]) -> str:
-    rows = summary.rows(summary.changes(steps))
+    rows = [*summary.rows(summary.changes(steps)), *_tasks(steps)]
     if not rows:
         return ""
     text = "## Before and after\n\n" + _table(("", "before", "after", "change"), rows)
     how = [step["record"]["perplexity"] for step in steps if step["record"].get("perplexity")]
     if how:
-        terms = {name: how[-1][name] for name in ("data", "documents", "length", "stride", "tokens") if name in how[-1]}
+        terms = {name: how[-1][name] for name in course.TERMS if name in how[-1]}
         stated = ", ".join(f"{name} {escape(summary.flat(value))}" for name, value in terms.items())
         text += f"\n\nPerplexity: {stated}."
     return "\n\n".join([text, *(escape(note) for note in summary.overtaken(steps))])
+
+
+def _tasks(steps: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """What the last step that scored tasks found."""
+    found = [number for number, step in enumerate(steps) if step["record"].get("tasks")]
+    if not found:
+        return []
+    known = summary.changed_after(found[-1], steps) is None
+    return list(scored.rows(steps[found[-1]]["record"]["tasks"], known=known))
 
 
 def _data(calibration: dict[str, Any] | None) -> str:
@@ -134,8 +143,8 @@ def _data(calibration: dict[str, Any] | None) -> str:
     return f"## Calibration data\n\n{stated}"
 
 
-def _loading(model_type: str, runtimes: Sequence[dict[str, Any]]) -> str:
-    why, code = loading(model_type)
+def _loading(model_type: str, architectures: Sequence[str], runtimes: Sequence[dict[str, Any]]) -> str:
+    why, code = loading(model_type, architectures)
     text = f"{why}\n\n```python\n{code}```"
     if runtimes:
         rows = [tuple(str(entry.get(key) or "") for key in ("runtime", "verdict", "why")) for entry in runtimes]

@@ -17,7 +17,10 @@ from prune.report.table import Table
 
 @dataclass(frozen=True)
 class Entry:
-    """One run's figures; None where it did not measure. `latency` and `before` are of the result and the original."""
+    """One run's figures; None where it did not measure. `latency` and `before` are of the result and the original.
+
+    `terms` and `timed` are what two perplexities and two latencies must share to be compared.
+    """
 
     name: str
     facts: Facts
@@ -27,6 +30,7 @@ class Entry:
     latency: float | None = None
     latency_ratio: float | None = None
     terms: tuple[str, ...] = ()
+    timed: tuple[str, ...] = ()
     before: Mapping[str, float] | None = None
 
 
@@ -47,23 +51,26 @@ def entry(name: str, manifest: Mapping[str, Any], timings: Sequence[Mapping[str,
         latency=after.get("latency"),
         latency_ratio=ratio,
         terms=terms(measured[-1][1]) if measured else (),
+        timed=_timed(facts) if after.get("latency") else (),
         before={name: change.before for name, change in found.items()},
     )
 
 
 def comparison(entries: Sequence[Entry]) -> str:
     """One page, everything in it: a table of the runs, and perplexity against parameters and latency."""
-    alike = _most(entries)
-    others = [e.name for e in entries if e.perplexity is not None and e not in alike]
+    alike = _most([e for e in entries if e.perplexity is not None], "terms")
+    timed = _most([e for e in entries if e.latency is not None], "timed")
     blocks: list[Block] = [Rows(_table(entries))]
     if alike:
-        blocks.append(Prose(f"Perplexity per token on {stated(alike[0].facts.records('perplexity')[-1][1])}."))
-    if others:
-        said = f"measured perplexity on other text or otherwise, and not drawn with the rest: {', '.join(others)}"
-        blocks.append(Points([said], "warn"))
+        blocks.append(Prose(f"Perplexity per token on {_measured(alike[0])}."))
+    if timed:
+        blocks.append(Prose(f"Latency of a prompt: {', '.join(timed[0].timed) or 'its terms are not known'}."))
+    if said := [*_otherwise(entries, alike, "perplexity"), *_otherwise(entries, timed, "latency")]:
+        blocks.append(Points(said, "warn"))
+    ratios = [e.latency_ratio if e in timed else None for e in alike]
     plots = [
-        _pareto("parameters", "parameters, share of the original's", alike, [_share(e) for e in alike]),
-        _pareto("latency", "latency, share of the original's in the same run", alike, [e.latency_ratio for e in alike]),
+        _pareto("parameters", "parameters, share of the original's", alike, [_share(e) for e in alike], entries),
+        _pareto("latency", "latency, share of the original's in the same run", alike, ratios, entries),
     ]
     sections = [Section("runs", "Runs", blocks)]
     if any(plots):
@@ -72,11 +79,28 @@ def comparison(entries: Sequence[Entry]) -> str:
     return render("comparison.html", names=[e.name for e in entries], sections=sections, alone=True)
 
 
-def _most(entries: Sequence[Entry]) -> list[Entry]:
-    """The runs whose perplexities may stand beside each other: the largest set that was measured alike."""
-    measured = [e for e in entries if e.perplexity is not None]
-    sets = [[e for e in measured if e.terms == own] for own in dict.fromkeys(e.terms for e in measured)]
+def _most(entries: Sequence[Entry], terms: str) -> list[Entry]:
+    """The runs that may stand beside each other: the largest set that was measured alike."""
+    known = [getattr(e, terms) for e in entries]
+    sets = [[e for e, other in zip(entries, known, strict=True) if other == own] for own in dict.fromkeys(known)]
     return max(sets, key=len, default=[])
+
+
+def _otherwise(entries: Sequence[Entry], alike: Sequence[Entry], what: str) -> list[str]:
+    """A line for each run that was measured on other terms than the rest, with its own."""
+    others = [e for e in entries if getattr(e, what) is not None and e not in alike]
+    own = {"perplexity": _measured, "latency": lambda e: ", ".join(e.timed) or "its terms are not known"}[what]
+    return [f"measured {what} otherwise, and not drawn with the rest: {e.name} ({own(e)})" for e in others]
+
+
+def _measured(e: Entry) -> str:
+    return stated(e.facts.records("perplexity")[-1][1])
+
+
+def _timed(facts: Facts) -> tuple[str, ...]:
+    """What the latency was measured with, but for how often."""
+    of = facts.timed("latency_of")
+    return tuple(f"{name} {value}" for name, value in sorted(of[-1][1].items()) if name != "rounds") if of else ()
 
 
 def _share(e: Entry) -> float | None:
@@ -129,8 +153,10 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     ]
 
 
-def _pareto(name: str, label: str, entries: Sequence[Entry], places: Sequence[float | None]) -> Plot | None:
-    """Each run a numbered point, the originals grey, the front a line; down and to the left is better."""
+def _pareto(
+    name: str, label: str, entries: Sequence[Entry], places: Sequence[float | None], among: Sequence[Entry]
+) -> Plot | None:
+    """Each run a point with its number `among` all, the originals grey, the front a line; down and left is better."""
     known = [(n, e, x) for n, (e, x) in enumerate(zip(entries, places, strict=True), 1) if x and e.perplexity]
     if not known:
         return None
@@ -144,7 +170,7 @@ def _pareto(name: str, label: str, entries: Sequence[Entry], places: Sequence[fl
         axes.scatter([1] * len(whole), whole, color=BEFORE, s=70, zorder=3, linewidth=0, label="original")
         for number, (_, e, _) in enumerate(known):
             offset = {"xytext": (7, 5), "textcoords": "offset points"}
-            axes.annotate(_number(e, entries), points[number], color=INK, **offset)
+            axes.annotate(_number(e, among), points[number], color=INK, **offset)
         values = [y for _, y in points] + whole
         if max(values) > 20 * min(values):
             axes.set_yscale("log")

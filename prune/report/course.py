@@ -10,6 +10,8 @@ from prune.report.table import Table
 
 CHANGED = {"shape", "training", "merge", "saved_as"}  # what steps record that change the model
 
+TERMS = ("data", "documents", "length", "stride", "tokens")  # what a perplexity was measured on
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -49,7 +51,7 @@ def course(steps: Records) -> list[Point]:
 
 def terms(found: Mapping[str, Any]) -> tuple[str, ...]:
     """What must be equal for two perplexities to be compared."""
-    return tuple(str(found.get(name)) for name in ("data", "documents", "length", "stride", "tokens"))
+    return tuple(str(found.get(name)) for name in TERMS)
 
 
 def table(steps: Records) -> Table | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prune.report import scored
 from prune.report.table import Table, size
 
 Values = Mapping[str, Any]
@@ -116,7 +117,8 @@ def _kmmlu(task: str, sides: Mapping[str, Values], everything: bool) -> Iterator
 
 
 def _shares(sides: Mapping[str, Values], name: str) -> list[str]:
-    return [f"{side[name]:.1%}" for side in sides.values()]
+    errors = [side.get("error") if name == "micro" else None for side in sides.values()]
+    return [scored.percent(side[name], error) for side, error in zip(sides.values(), errors, strict=True)]
 
 
 def _subject(name: str, sides: Mapping[str, Values]) -> tuple[str, ...]:

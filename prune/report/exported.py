@@ -56,7 +56,9 @@ def perplexity(record: Record) -> str:
         return ""
     of = found["data"]
     text = " ".join(str(value) for value in of.values()) if isinstance(of, Mapping) else str(of)
-    return f"{found['before']:.2f} before, {found['after']:.2f} after, on {found['tokens']:,} tokens of {text}"
+    said = f"{found['before']:.2f} before, {found['after']:.2f} after, on {found['tokens']:,} tokens of {text}"
+    windows = [f"windows of {found['length']} tokens"] if "length" in found else []
+    return ", ".join([said, *windows, *([f"stride {found['stride']}"] if "stride" in found else [])])
 
 
 def rows(record: Record) -> list[tuple[str, str]]:

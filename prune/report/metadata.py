@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prune.data import HUB_ID
-from prune.report import summary
+from prune.report import course, scored, summary
+from prune.report.reproduce import kind
 from prune.report.summary import Records
 
 CHANGING = {  # recipe words after which the weights are others, and what the model is then called
@@ -19,14 +20,8 @@ CHANGING = {  # recipe words after which the weights are others, and what the mo
 }
 TAGS = {"merge": "merge", "distill": "distillation", "upscale": "upscaled"}
 FEW_BITS = {"int8", "int4", "quantize", "awq", "gptq"}  # in an export's options; so do q4 to q8 begin llama.cpp's types
-PIPELINES = {
-    "ForCausalLM": "text-generation",
-    "ForMaskedLM": "fill-mask",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForImageClassification": "image-classification",
-}
-PERPLEXITY = "perplexity"
+PERPLEXITY, ACCURACY = "perplexity", "accuracy"
+AVERAGES = {"micro": ACCURACY, "macro": "macro accuracy"}  # of KMMLU
 
 
 def metadata(
@@ -45,9 +40,9 @@ def metadata(
         found["base_model_relation"] = relation(steps)
     if licence:
         found["license"] = licence
-    for ending, pipeline in PIPELINES.items():
-        if any(name.endswith(ending) for name in architectures):
-            found["pipeline_tag"] = pipeline
+    _, pipeline = kind(architectures) or (None, None)
+    if pipeline:
+        found["pipeline_tag"] = pipeline
     if datasets := sorted(set(_datasets(steps))):
         found["datasets"] = datasets
     if results := list(_results(steps, found.get("pipeline_tag", "text-generation"))):
@@ -103,21 +98,44 @@ def _datasets(steps: Records) -> Iterator[str]:
 
 
 def _results(steps: Records, task: str) -> Iterator[dict[str, Any]]:
-    """What was measured of the result itself, in the Hub's words."""
-    change = next((c for c in summary.changes(steps) if c.name == PERPLEXITY), None)
-    if change and change.after is not None:
-        said = [step["record"][PERPLEXITY] for step in steps if step["record"].get(PERPLEXITY)][-1]
-        yield _result(task, summary.flat(said.get("data", "text")), PERPLEXITY, change.after)
+    """What was measured of the result itself, and on what, in the Hub's words."""
+    after = {change.name: change.after for change in summary.changes(steps) if change.after is not None}
+    for name, terms in ((PERPLEXITY, course.TERMS), (ACCURACY, ("task", "labels"))):
+        if name in after:
+            said = [step["record"][name] for step in steps if step["record"].get(name)][-1]
+            args = {term: said[term] for term in terms if term in said and term != "data"}
+            yield _result(task, _data(said.get("data", "text")), name, after[name], args)
     numbers = [number for number, step in enumerate(steps) if step["record"].get("tasks")]
     if numbers and summary.changed_after(numbers[-1], steps) is None:
         for name, scores in (steps[numbers[-1]]["record"]["tasks"].get("after") or {}).items():
-            kept = {"micro": "accuracy", "macro": "macro accuracy"} if str(name).startswith("kmmlu") else {}
-            for metric, value in scores.items():
-                if isinstance(value, float) and (not kept or metric in kept) and "stderr" not in metric:
-                    yield _result(task, str(name), kept.get(metric, str(metric)), value)
+            yield from _scores(task, str(name), scores)
 
 
-def _result(task: str, data: str, metric: str, value: float) -> dict[str, Any]:
-    slug = "-".join("".join(c if c.isalnum() or c in "-_./" else " " for c in data).split()) or "text"
+def _scores(task: str, name: str, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The metrics of one task, with its shots, questions and the like."""
+    own = scored.is_kmmlu(name, scores)
+    data = (scored.name(name, scores), _on_hub(scores.get("data")) or "kmmlu") if own else _data(name)
+    for metric, value in scores.items():
+        if isinstance(value, float) and (metric in AVERAGES if own else "stderr" not in metric):
+            yield _result(task, data, AVERAGES[metric] if own else str(metric), value, scored.terms(name, scores))
+
+
+def _data(said: Any) -> tuple[str, str]:
+    """The name of some data in words, and its id on the Hub, or the same in one word."""
+    name = summary.flat(said)
+    found = _on_hub(said.get("data") if isinstance(said, Mapping) else None)
+    return name, found or "-".join("".join(c if c.isalnum() or c in "-_./" else " " for c in name).split()) or "text"
+
+
+def _on_hub(data: Any) -> str | None:
+    """The id of a dataset of the Hub, without its configuration and revision; None for what is none."""
+    if not isinstance(data, str) or not HUB_ID.fullmatch(data) or "/" not in data or Path(data).exists():
+        return None
+    return data.split("@")[0].split(":")[0]
+
+
+def _result(task: str, data: tuple[str, str], metric: str, value: float, args: Mapping[str, Any]) -> dict[str, Any]:
+    name, kind = data
     measured = {"type": metric.replace(" ", "_"), "name": metric, "value": round(value, 4)}
-    return {"task": {"type": task}, "dataset": {"name": data, "type": slug}, "metrics": [measured]}
+    measured |= {"args": dict(args)} if args else {}
+    return {"task": {"type": task}, "dataset": {"name": name, "type": kind}, "metrics": [measured]}

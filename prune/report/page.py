@@ -98,19 +98,28 @@ def seals(facts: Facts) -> list[tuple[str, str]]:
 
 
 def metrics(facts: Facts) -> dict[str, Any]:
-    """What was measured, for machines: the last of each."""
+    """What was measured, for machines: the last of each; no `after` for what a later step made another model of."""
     last = {name: found[-1][1] for name in ("perplexity", "tasks", "training") if (found := facts.records(name))}
+    for name in ("perplexity", "tasks"):
+        if name in last and summary.changed_after(facts.records(name)[-1][0] - 1, facts.steps) is not None:
+            last[name] = last[name] | {"after": None}
     if "training" in last:
         last["training"] = {key: value for key, value in last["training"].items() if key != "curve"}
     worst = trust.worst(facts)
     return {
         "changes": {change.name: change._asdict() for change in summary.changes(facts.steps, facts.timings)},
         "removed": [list(pair) for pair in summary.removed(facts.steps)],
-        "speed": {m.name: {"before": m.before, "after": m.after, "ratio": m.ratio} for m in speed.measures(facts)},
+        "speed": {m.name: _sides(m) for m in speed.measures(facts)},
         "proof": {"max_relative_difference": worst[0], "tolerance": worst[1]} if worst else None,
         "warnings": trust.warnings(facts),
         **last,
     }
+
+
+def _sides(measure: speed.Measure) -> dict[str, float | None]:
+    known = measure.changed is None
+    after, ratio = (measure.after, measure.ratio) if known else (None, None)
+    return {"before": measure.before, "after": after, "ratio": ratio}
 
 
 def _drawn(sections: Sequence[Section]) -> Iterator[Plot | Picture]:

@@ -154,6 +154,7 @@ def leave(run: Run, trained: Trained) -> None:
         run.warnings.append("training did not lower the loss on held-out text: the model is as it was")
     else:
         run.record["saved_as"] = trained.model.config.model_type
+        run.record["architecture"] = trained.model.architecture.__name__
 
 
 def printed(source: str) -> Any:

@@ -111,6 +111,7 @@ def _record_sizes(run: Run, model: Model) -> None:
         parameters=[run.model.tensors.parameters, model.tensors.parameters],
         bytes=[run.model.tensors.bytes, model.tensors.bytes],
         saved_as=model.config.model_type,
+        architecture=model.architecture.__name__,
     )
 
 

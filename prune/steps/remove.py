@@ -102,6 +102,7 @@ def remove(
         parameters=[model.tensors.parameters, small.tensors.parameters],
         bytes=[model.tensors.bytes, small.tensors.bytes],
         saved_as=small.config.model_type,
+        architecture=small.architecture.__name__,
         notes=notes(model, small, found, chosen, ratio=ratio, count=count, scope=scope),
     )
     if run.dry:
@@ -125,6 +126,7 @@ def remove(
         run.warnings += [run.record.pop("warning")] if "warning" in run.record else []
         run.record["parameters"][1], run.record["bytes"][1] = small.tensors.parameters, small.tensors.bytes
         run.record["saved_as"] = small.config.model_type
+        run.record["architecture"] = small.architecture.__name__
     run.model = small
 
 

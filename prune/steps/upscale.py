@@ -36,6 +36,7 @@ def upscale(
         parameters=[before.tensors.parameters, run.model.tensors.parameters],
         bytes=[before.tensors.bytes, run.model.tensors.bytes],
         saved_as=run.model.config.model_type,
+        architecture=run.model.architecture.__name__,
     )
     if run.dry:
         run.record["needs"] = forecast.writing(run.model)

@@ -6,12 +6,19 @@ import re
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from prune.model import family as families
+from prune.model.register import classes
+from prune.report.blocks import Code, Facts
 from prune.report.card import card, spans
 from prune.report.metadata import relation
+from prune.report.reproduce import kind
+from prune.report.sections import loading
 from tests.report.sample import everything
 
 RELATIONS = {"adapter", "merge", "quantized", "finetune"}  # what the Hub accepts
@@ -59,6 +66,85 @@ def test_the_hub_reads_the_front_matter() -> None:
     assert {(one.dataset_name, one.metric_type): one.metric_value for one in parsed}[
         "python-docs, heldout", "perplexity"
     ] == 9.4
+
+
+def results(manifest: dict[str, Any], **options: Any) -> list[Any]:
+    settings = {"model_type": "llama", "base_model": None, "licence": None, "architectures": ["LlamaForCausalLM"]}
+    found = ModelCard(card(manifest, **{**settings, **options})).data.eval_results
+    assert found is not None
+    return found
+
+
+def test_a_perplexity_carries_what_it_was_measured_on() -> None:
+    manifest, _ = everything()
+    manifest["steps"] = [manifest["steps"][3]]
+    record = manifest["steps"][0]["record"]["perplexity"]
+    record |= {"data": {"data": "Salesforce/wikitext:wikitext-2-raw-v1", "split": "test"}, "documents": "joined"}
+    (found,) = results(manifest)
+    assert found.dataset_type == "Salesforce/wikitext"
+    assert found.metric_args == {"length": 256, "stride": 255, "documents": "joined", "tokens": 16320}
+
+
+def test_a_part_of_kmmlu_is_not_published_as_the_whole() -> None:
+    part = {"data": "HAERAE-HUB/KMMLU", "scorer": "own", "shots": 5, "micro": 0.25, "macro": 0.25, "error": 0.2}
+    part |= {"majority": 0.5, "majority_answer": "B", "questions": 4, "correct": 1, "groups": {}}
+    part |= {"subjects": {"Law": {"correct": 1, "questions": 2}, "Math": {"correct": 0, "questions": 2}}}
+    manifest, _ = everything()
+    scored = {"word": "evaluate", "options": {}, "record": {"tasks": {"before": {"kmmlu": part}}}, "warnings": []}
+    scored["record"]["tasks"]["after"] = {"kmmlu": part | {"micro": 0.5}}
+    manifest["steps"] = [scored]
+    one, other = results(manifest)
+    name = "KMMLU, 5-shot, 2 of 45 subjects, 4 questions (majority 50.0 %)"
+    assert {one.dataset_name, other.dataset_name} == {name}
+    assert (one.dataset_type, one.metric_name, one.metric_value) == ("HAERAE-HUB/KMMLU", "accuracy", 0.5)
+    assert other.metric_name == "macro accuracy"
+    stated = {"shots": 5, "subjects": 2, "subjects_in_all": 45, "questions": 4, "majority": 0.5, "majority_answer": "B"}
+    assert one.metric_args == {**stated, "scorer": "own", "error": 0.2}
+    text = card(manifest, model_type="llama", base_model=None, licence=None)
+    assert f"| {name} | 25.0 ± 20.0 % | 50.0 ± 20.0 % | +25.0 points |" in text
+    removed = {"word": "remove", "options": {}, "record": {"saved_as": "llama"}, "warnings": []}
+    manifest["steps"] = [scored, removed]
+    assert f"| {name} | 25.0 ± 20.0 % |  |  |" in card(manifest, model_type="llama", base_model=None, licence=None)
+
+
+def test_the_accuracy_of_a_classifier_is_a_result() -> None:
+    said = {"data": {"data": "own.jsonl"}, "task": "sequences", "labels": 40}
+    said |= {"before": {"accuracy": 0.9, "loss": 0.3}, "after": {"accuracy": 0.8, "loss": 0.5}}
+    manifest, _ = everything()
+    manifest["steps"] = [{"word": "evaluate", "options": {}, "record": {"accuracy": said}, "warnings": []}]
+    (found,) = results(manifest, model_type="bert", architectures=["BertForSequenceClassification"])
+    assert (found.task_type, found.metric_type, found.metric_value) == ("text-classification", "accuracy", 0.8)
+    assert found.metric_args == {"task": "sequences", "labels": 40}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "auto", "pipeline"),
+    [
+        ("BertForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", "text-generation"),
+        ("ViTForImageClassification", "AutoModelForImageClassification", "image-classification"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM", "text-generation"),
+        ("BertModel", "AutoModel", None),
+    ],
+)
+def test_card_and_page_name_the_auto_class_that_loads_it(architecture: str, auto: str, pipeline: str | None) -> None:
+    line = f'model = {auto}.from_pretrained("path/to/this/folder")'
+    text = made(model_type="any", architectures=[architecture])
+    assert line in text
+    assert yaml.safe_load(text.split("---")[1]).get("pipeline_tag") == pipeline
+    facts = Facts({"steps": [{"word": "remove", "record": {"saved_as": "any", "architecture": architecture}}]}, [])
+    section = loading.section(facts)
+    assert section and any(line in block.text for block in section.blocks if isinstance(block, Code))
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_the_auto_class_that_is_named_takes_every_class_of_a_family(name: str) -> None:
+    for architecture in families.of(name).classes:
+        found = kind([architecture])
+        assert found, architecture
+        taken = classes(getattr(transformers, found[0]), CONFIG_MAPPING[name])
+        assert architecture in [one.__name__ for one in taken]
 
 
 @pytest.mark.parametrize("words", [{"remove"}, {"merge", "evaluate"}, {"export"}, {"distill", "evaluate"}, None])

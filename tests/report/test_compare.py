@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from tests.report.sample import everything
 from tests.report.test_page import SCRIPT, Page
 
 
-def changed(name: str, *, mark: str = "", parameters: int = 2_000_000, **perplexity: Any) -> Any:
+def changed(
+    name: str, *, mark: str = "", parameters: int = 2_000_000, batch: int | None = None, **perplexity: Any
+) -> Any:
     manifest, timings = everything(mark)
+    if batch:
+        timings[5]["latency_of"]["batch"] = batch
     for step in manifest["steps"]:
         if "perplexity" in step["record"]:
             step["record"]["perplexity"] |= perplexity
@@ -33,12 +38,30 @@ def test_runs_measured_otherwise_are_listed_but_not_drawn() -> None:
     text = comparison(runs)
     page = Page(text)
     said = "".join(page.text)
-    assert "measured perplexity on other text or otherwise, and not drawn with the rest: c" in said
+    assert "Perplexity per token on python-docs, heldout, windows of 256 tokens, stride 255, 16,320 tokens" in said
+    assert (
+        "measured perplexity otherwise, and not drawn with the rest: c (python-docs, heldout, windows of 512 tokens, "
+        "stride 255, 16,320 tokens counted once each)"
+    ) in said
+    assert "Latency of a prompt: batch 1, device cpu, length 256." in said
+    assert "measured latency otherwise" not in said
     assert [s["id"] for s in page.of("section")] == ["runs", "pareto", "cuts"]
     assert len([d for d in page.of("div") if d.get("class") == "drawing"]) == 2
     assert all(str(link["href"]).startswith("#") for link in page.of("a")), "no file lies beside a comparison"
     assert "1,000,000" in said and "31.2%" in said
     assert text == comparison([changed("a"), changed("b", parameters=1_000_000, after=11.0), changed("c", length=512)])
+
+
+def test_latencies_of_other_settings_are_not_on_one_plot() -> None:
+    runs = [changed("a", batch=8), changed("b", after=11.0), changed("c", after=12.0)]
+    said = "".join(Page(comparison(runs)).text)
+    other = "measured latency otherwise, and not drawn with the rest: a (batch 8, device cpu, length 256)"
+    assert other in said and "measured perplexity otherwise" not in said
+    assert "Latency of a prompt: batch 1, device cpu, length 256." in said
+    drawn = comparison([changed("a", batch=8), changed("b", batch=2)])
+    assert "b (batch 2, device cpu, length 256)" in drawn
+    points = [len(re.findall(r'<g id="pareto-[a-z]*-text_', part)) for part in comparison(runs).split("<svg")[1:]]
+    assert points[0] == points[1] + 1, "one run less is drawn beside latency"
 
 
 def test_names_with_markup_stay_text() -> None:

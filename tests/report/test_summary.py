@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prune.report import course, summary
-from prune.report.blocks import Facts
+from prune.report import course, evaluated, summary
+from prune.report.blocks import Facts, Points, Rows
 from prune.report.card import card
-from prune.report.sections.result import tiles
+from prune.report.page import metrics
+from prune.report.sections import speed, tasks
+from prune.report.sections.result import Tile, tiles
 from prune.report.table import Table
 
 REMOVE = {"word": "remove", "options": {}, "record": {"saved_as": "llama", "parameters": [16, 8], "bytes": [64, 32]}}
@@ -44,6 +46,52 @@ def test_so_it_is_with_tasks() -> None:
         [tile.name for tile in tiles(Facts({"steps": steps}, []))] for steps in ([tested, REMOVE], [REMOVE, tested])
     ]
     assert ["KMMLU, points" in names for names in named] == [False, True]
+    found = metrics(Facts({"steps": [tested, REMOVE]}, []))["tasks"]
+    assert found == {"before": score, "after": None}
+
+
+def test_so_it_is_with_speed_and_the_numbers_for_machines() -> None:
+    rate = {"before": 80.0, "after": 120.0, "ratio": 1.5, "spread": [1.4, 1.6], "of": {"batch": 1}}
+    late, early = ([REMOVE, EVALUATE], [{}, {"speed": {"decode": rate}}]), ([EVALUATE, REMOVE], [])
+    early[1].extend([late[1][1], {}])
+    facts = [Facts({"steps": steps}, timings) for steps, timings in (late, early)]
+    assert ["decoding" in [tile.name for tile in tiles(own)] for own in facts] == [True, False]
+    said = [speed.section(own) for own in facts]
+    assert said[0] and said[1]
+    assert [one.title for one in said if one] == ["Speed (step 2)", "Speed (step 1)"]
+    warned = [
+        [block for block in one.blocks if isinstance(block, Points) and block.tone == "warn"] for one in said if one
+    ]
+    assert warned[0] == [] and "before step 2 changed the model" in warned[1][0].lines[0]
+    kept, gone = (metrics(own) for own in facts)
+    assert kept["speed"]["decode"] == {"before": 80.0, "after": 120.0, "ratio": 1.5}
+    assert gone["speed"]["decode"] == {"before": 80.0, "after": None, "ratio": None}
+    assert (kept["perplexity"]["after"], gone["perplexity"]["after"]) == (5.0, None)
+
+
+def test_a_change_within_the_standard_error_is_neither_gain_nor_cost() -> None:
+    def tile(after: float) -> Tile:
+        sides = {
+            side: {"kmmlu": {"micro": micro, "error": 0.02}} for side, micro in (("before", 0.3), ("after", after))
+        }
+        step = {"word": "evaluate", "options": {}, "record": {"tasks": sides}}
+        return next(one for one in tiles(Facts({"steps": [step]}, [])) if one.name.startswith("KMMLU"))
+
+    assert [tile(after).tone for after in (0.25, 0.29, 0.31, 0.35)] == ["cost", "plain", "plain", "gain"]
+    assert tile(0.35).change == "+5.0 ± 2.0"
+
+
+def test_the_standard_error_of_kmmlu_is_shown() -> None:
+    scores = {"shots": 5, "micro": 0.3, "macro": 0.3, "error": 0.0123, "majority": 0.3, "majority_answer": "B"}
+    scores |= {"data": "x", "questions": 4, "groups": {}, "subjects": {"Law": {"correct": 1, "questions": 4}}}
+    step = {"word": "evaluate", "options": {}, "record": {"tasks": {"before": {"kmmlu": scores}}}}
+    shown = evaluated.tables(step["record"], ("before",))
+    section = tasks.section(Facts({"steps": [step]}, []))
+    assert section
+    tables = [block for block in shown if isinstance(block, Table)]
+    tables += [block.table for block in section.blocks if isinstance(block, Rows)]
+    assert [row[2] for row in tables[0].rows if row[0] == "all, micro"] == ["30.0 ± 1.2 %"]
+    assert any(row[:2] == ("micro", "30.0 ± 1.2 %") for table in tables for row in table.rows)
 
 
 def test_what_the_last_evaluation_measured_is() -> None:
@@ -92,6 +140,8 @@ EXPORT = {
     },
     "perplexity_change": {
         "data": {"data": "python-docs", "split": "heldout"},
+        "length": 256,
+        "stride": 255,
         "tokens": 4096,
         "before": 7.11111,
         "after": 7.22222,
@@ -108,7 +158,8 @@ def test_an_export_is_told_in_words() -> None:
         "difference from PyTorch: 3.1e-07 of the largest logit (allowed 0.0001), at batch 1, length 9, unpadded, "
         "the worst of 12 inputs",
         "choices: 63 of 64 greedy tokens are PyTorch's",
-        "perplexity: 7.11 before, 7.22 after, on 4,096 tokens of python-docs heldout",
+        "perplexity: 7.11 before, 7.22 after, on 4,096 tokens of python-docs heldout, windows of 256 tokens, "
+        "stride 255",
         "ranges: 1, 2",
         "files: out",
     ]

@@ -8,7 +8,7 @@ from prune.report.table import Table
 
 
 def section(facts: Facts) -> Section | None:
-    types = [kind for _, kind in facts.records("saved_as")]
+    types = facts.records("saved_as")
     runtimes = facts.manifest.get("runtimes") or []
     if not types and not runtimes:
         return None
@@ -17,6 +17,8 @@ def section(facts: Facts) -> Section | None:
         rows = [tuple(str(entry.get(k) or "") for k in ("runtime", "verdict", "why")) for entry in runtimes]
         blocks.append(Rows(Table(("runtime", "", "with, or because"), rows)))
     if types:
-        why, code = loading(types[-1])
+        number, model_type = types[-1]
+        named = facts.steps[number - 1]["record"].get("architecture")
+        why, code = loading(model_type, [named] if named else [])
         blocks += [Prose(why), Code(code)]
     return Section("loading", "What loads it", blocks)

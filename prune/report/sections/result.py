@@ -49,7 +49,7 @@ def _speeds(facts: Facts) -> list[Tile]:
     """Tokens a second after the prompt, where they were timed."""
     found = {m.name: m for m in speed.measures(facts)}
     decode = found.get("decode")
-    if not decode or not decode.ratio or not decode.before or not decode.after:
+    if not decode or decode.changed or not decode.ratio or not decode.before or not decode.after:
         return []
     detail = f"{decode.before:,.0f} \N{RIGHTWARDS ARROW} {decode.after:,.0f} tokens/s"
     unsure = decode.spread and decode.spread[0] <= 1 <= decode.spread[1]
@@ -58,7 +58,10 @@ def _speeds(facts: Facts) -> list[Tile]:
 
 
 def _kmmlu(facts: Facts) -> list[Tile]:
-    """The score in points, beside what always giving the most frequent answer would score."""
+    """The score in points, beside what always giving the most frequent answer would score.
+
+    A change within the standard error is neither gain nor cost.
+    """
     tasks = facts.records("tasks")
     if not tasks or summary.changed_after(tasks[-1][0] - 1, facts.steps) is not None:
         return []
@@ -66,10 +69,12 @@ def _kmmlu(facts: Facts) -> list[Tile]:
     if "micro" not in before or "micro" not in after:
         return []
     one, other = 100 * before["micro"], 100 * after["micro"]
-    said = _minus(f"{other - one:+.1f}")
+    error = 100 * max(side.get("error") or 0 for side in (before, after))
+    said = _minus(f"{other - one:+.1f}") + (f" \N{PLUS-MINUS SIGN} {error:.1f}" if error else "")
     detail = f"{one:.1f} % \N{RIGHTWARDS ARROW} {other:.1f} %"
     detail += f" (majority {100 * after['majority']:.1f} %)" if "majority" in after else ""
-    return [Tile("KMMLU, points", said, detail, "gain" if other > one else "cost" if other < one else "plain")]
+    tone = "plain" if abs(other - one) <= error else "gain" if other > one else "cost"
+    return [Tile("KMMLU, points", said, detail, tone)]
 
 
 def section(facts: Facts) -> Section | None:

@@ -21,7 +21,8 @@ TOLD = ("batch", "length")  # what a measure's label says where there are severa
 class Measure:
     """One quantity of both models; `spread` are the quartiles of the ratio after / before over the rounds.
 
-    `of` says what it was measured with: runtime, batch, length, device and so on.
+    `of` says what it was measured with: runtime, batch, length, device and so on; `step` which step did, and `changed`
+    which later one made another model of the result, both counted from 1.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Measure:
     ratio: float | None
     spread: tuple[float, float] | None
     of: Mapping[str, Any]
+    step: int = 1
+    changed: int | None = None
 
     @property
     def kind(self) -> str:
@@ -59,8 +62,14 @@ def section(facts: Facts) -> Section | None:
     ]
     if said := _terms(found):
         blocks.append(Points(said))
+    step, changed = found[0].step, found[0].changed
+    if changed:
+        said = f"timed before step {changed} changed the model: these are no times of the result"
+        blocks.append(Points([said], "warn"))
     drawn = [(m, label) for m, label in zip(found, labels, strict=True) if m.ratio]
-    return Section("speed", "Speed", [*blocks, *([_plot(drawn)] if drawn else [])], beside=len(found) <= SHORT)
+    return Section(
+        "speed", f"Speed (step {step})", [*blocks, *([_plot(drawn)] if drawn else [])], beside=len(found) <= SHORT
+    )
 
 
 def _order(measure: Measure) -> tuple[Any, ...]:
@@ -103,18 +112,26 @@ def measures(facts: Facts) -> Iterator[Measure]:
     if timed:
         for name, entry in timed[-1][1].items():
             if name.startswith(tuple(UNITS)) and isinstance(entry, Mapping):
-                yield _measure(name, entry)
+                yield _measure(name, entry, *_when(timed[-1][0], facts))
     old = facts.timed("latency_seconds")
     if old and not (timed and "prefill" in timed[-1][1]):
         timing = facts.timings[old[-1][0] - 1]
         before, after = timing["latency_seconds"]
-        yield Measure("latency", before, after, timing.get("latency_ratio"), None, timing.get("latency_of") or {})
+        ratio, of = timing.get("latency_ratio"), timing.get("latency_of") or {}
+        yield Measure("latency", before, after, ratio, None, of, *_when(old[-1][0], facts))
 
 
-def _measure(name: str, entry: Mapping[str, Any]) -> Measure:
+def _when(step: int, facts: Facts) -> tuple[int, int | None]:
+    """The step that timed, and the first one after it that changed the model."""
+    later = summary.changed_after(step - 1, facts.steps)
+    return step, None if later is None else later + 1
+
+
+def _measure(name: str, entry: Mapping[str, Any], step: int, changed: int | None) -> Measure:
     spread = entry.get("spread")
     pair = (float(spread[0]), float(spread[1])) if isinstance(spread, (list, tuple)) and len(spread) == 2 else None
-    return Measure(name, entry.get("before"), entry.get("after"), entry.get("ratio"), pair, entry.get("of") or {})
+    numbers = entry.get("before"), entry.get("after"), entry.get("ratio")
+    return Measure(name, *numbers, pair, entry.get("of") or {}, step, changed)
 
 
 def _text(measure: Measure, value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prune.report import scored
 from prune.report.blocks import Block, Data, Facts, Plot, Prose, Rows, Section
 from prune.report.drawing import AFTER, BEFORE, CUT, INK, figure, plot, short, tidy
 from prune.report.table import Table
@@ -37,7 +38,9 @@ def _rows(task: str, before: Measured, after: Measured) -> list[tuple[str, ...]]
         if not isinstance(one if other is None else other, (int, float)):
             continue
         if task.startswith("kmmlu"):
-            found.append((task, metric, percent(one), percent(other), points(one, other)))
+            errors = [side.get("error") if metric == "micro" else None for side in (before, after)]
+            shown = [scored.percent(value, error) for value, error in zip((one, other), errors, strict=True)]
+            found.append((task, metric, *shown, points(one, other)))
             continue
         change = _signed(other - one, 4) if isinstance(one, (int, float)) and isinstance(other, (int, float)) else ""
         found.append((task, metric, _number(one), _number(other), change))
@@ -54,15 +57,19 @@ def _kmmlu(before: Measured, after: Measured) -> list[Block]:
     subjects = either.get("subjects") or {}
     questions = sum(entry.get("questions", 0) for entry in subjects.values())
     said = f"KMMLU, {len(subjects)} subjects, {questions:,} questions, {shots}-shot."
+    if either.get("error") is not None:
+        said += " Beside micro stands its standard error."
     if (majority := either.get("majority")) is not None:
-        said += (
-            f" Always giving the most frequent answer would score {percent(majority)}; a score below that says nothing."
-        )
-    rows = [(name, _of(before, name), _of(after, name)) for name in ("micro", "macro")]
+        said += f" Always giving the most frequent answer would score {scored.percent(majority)};"
+        said += " a score below that says nothing."
+    sides = (before, after)
+    micro = [scored.percent(_of(side, "micro"), _of(side, "error")) for side in sides]
+    lines = [("micro", *micro, points(_of(before, "micro"), _of(after, "micro")))]
+    rows = [("macro", _of(before, "macro"), _of(after, "macro"))]
     rows += [(group, _group(before, group), _group(after, group)) for group in either.get("groups") or {}]
-    lines = [(name, percent(one), percent(other), points(one, other)) for name, one, other in rows]
+    lines += [(name, scored.percent(one), scored.percent(other), points(one, other)) for name, one, other in rows]
     if majority is not None:
-        lines.append(("majority answer", percent(majority), percent(majority), ""))
+        lines.append(("majority answer", scored.percent(majority), scored.percent(majority), ""))
     blocks: list[Block] = [Prose(said)]
     blocks.append(Rows(Table(("KMMLU", "before", "after", "change"), lines, frozenset({1, 2, 3}))))
     grouped = _grouped(either)
@@ -107,11 +114,7 @@ def accuracy(side: Measured, subject: str) -> float | None:
 def _subject(name: str, before: Measured, after: Measured) -> tuple[str, ...]:
     one, other = accuracy(before, name), accuracy(after, name)
     entry = {**((before.get("subjects") or {}).get(name) or {}), **((after.get("subjects") or {}).get(name) or {})}
-    return (name, f"{entry.get('questions', 0):,}", percent(one), percent(other), points(one, other))
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+    return (name, f"{entry.get('questions', 0):,}", scored.percent(one), scored.percent(other), points(one, other))
 
 
 def points(before: float | None, after: float | None) -> str:
