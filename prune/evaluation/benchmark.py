@@ -18,6 +18,7 @@ from prune.model.model import Model
 from prune.model.save import load
 from prune.progress import Progress
 
+LENGTH = 256  # of a prompt where nothing else is asked
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -45,7 +46,7 @@ def benchmark(
 
     `graphs` are exported model.onnx files under the names of their models, run beside them.
     """
-    wanted = settings(asked.get("batch", 1), asked.get("length", 256), asked.get("new", 32))
+    wanted = settings(asked.get("batch", 1), asked.get("length", LENGTH), asked.get("new", 32))
     with (progress or Progress(quiet=True)).track("speed"):
         runners = {
             name: [pytorch(load(model, device=device, dtype=dtype).eval(), seed=seed)] for name, model in models.items()
@@ -63,6 +64,17 @@ def benchmark(
                 own = {name: path for name, path in pairs if runtime_of(path) == runtime}
                 found |= _memory(runtime, own, chosen, **place)
     return found
+
+
+def shortened(asked: Speed, found: Mapping[str, Entry]) -> list[str]:
+    """A line for each length that the models have too few positions for, and so was timed shorter than asked."""
+    lengths = sorted({setting.length for setting in settings(1, asked.get("length", LENGTH), 0)})
+    timed = sorted({entry["of"]["length"] for entry in found.values()})
+    cut = [length for length in lengths if length not in timed]
+    if not cut:
+        return []
+    listed = ", ".join(map(str, cut))
+    return [f"speed: prompts of {listed} tokens were asked, and the models have positions for {timed[-1]} of them"]
 
 
 def _memory(runtime: str, sources: Mapping[str, Model | Path], chosen: list[Setting], **place: Any) -> dict[str, Entry]:

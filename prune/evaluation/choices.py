@@ -115,6 +115,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: str, continuations: Sequ
 
 def _without_context(tokenizer: PreTrainedTokenizerBase, text: str) -> Pair:
     ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if not ids:
+        raise PruneError("choice has no token of its own", where=repr(text))
     first = _first_id(tokenizer)
     if first is None or first == ids[0]:
         return Pair(ids[:1], ids[1:])

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from prune.data import describe, longest_stride, windows
+from prune.errors import PruneError
 from prune.evaluation import tasks as scorers
 from prune.evaluation.accuracy import accuracy as answer
-from prune.evaluation.benchmark import Speed, benchmark
+from prune.evaluation.benchmark import Speed, benchmark, shortened
 from prune.evaluation.generations import generate as speak
 from prune.evaluation.perplexity import perplexity as measure
 from prune.labels import labelled, task
@@ -53,7 +54,8 @@ def evaluate(
     "wikitext" or "c4". It is tokenised by the first model's tokenizer and cut into windows of `length` tokens, `stride`
     of them new (all but one when left out); each token counts once. `documents` are "joined" or "separate". `accuracy`
     is a labelled data set as `prune.examples` takes it (`field` and `label` are its columns), or text for a model of
-    masked words; the loss stands beside it. What was measured on stands beside the numbers.
+    masked words; the loss stands beside it. What was measured on stands beside the numbers. Models whose vocabularies
+    differ are refused.
 
     `speed` is True, or a mapping of `batch` and `length` (numbers or lists), `new` tokens after each prompt, `seconds`
     to measure each for, and `memory` (False leaves out the peaks, which take a process each). `graphs` are exported
@@ -80,6 +82,7 @@ def evaluate(
     if speed:
         asked: Speed = {} if isinstance(speed, bool) else speed
         result["speed"] = benchmark(named, graphs or {}, asked, **place, seed=seed, progress=progress)
+        result["warnings"] = shortened(asked, result["speed"])
     wanted = scorers.listed(tasks, kmmlu)
     if wanted or generate:
         scoring: dict[str, Any] = {
@@ -102,6 +105,7 @@ def _perplexity(
     named: Mapping[str, Model], text: str, cuts: dict[str, Any], source: dict[str, Any], **place: Any
 ) -> dict[str, Any]:
     tokenizer = next(iter(named.values())).tokenizer()
+    same_words(named)
     data = windows(text, tokenizer, **cuts, **source)
     found = {id(model): measure(model, data, **place) for model in named.values()}
     return {
@@ -114,10 +118,30 @@ def _perplexity(
     }
 
 
+def same_words(named: Mapping[str, Model]) -> None:
+    """PruneError where another model's tokens have other numbers: all are given the first one's."""
+    (first, given), *rest = named.items()
+    others = [(name, model) for name, model in rest if model.files != given.files and _has_tokenizer(model)]
+    words = given.tokenizer().get_vocab() if others and _has_tokenizer(given) else {}
+    for name, model in others:
+        own = model.tokenizer().get_vocab()
+        if differing := sum(own.get(word) != number for word, number in words.items()):
+            raise PruneError(
+                f"{name} and {first} differ in {differing:,} of {len(words):,} tokens of their vocabularies, so that "
+                "no number per token compares them; measure each by itself",
+                where=model.source,
+            )
+
+
+def _has_tokenizer(model: Model) -> bool:
+    return any(name.startswith("tokenizer") for name in model.files)
+
+
 def _accuracy(
     named: Mapping[str, Model], data: str, how: dict[str, Any], source: dict[str, Any], **place: Any
 ) -> dict[str, Any]:
     first = next(iter(named.values()))
+    same_words(named)
     asked = labelled(first, data, **how, **source)
     answers = {id(model): answer(model, asked, **place) for model in named.values()}
     return {

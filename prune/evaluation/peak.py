@@ -20,6 +20,7 @@ from prune.errors import PruneError
 from prune.evaluation.runners import ONNX, PYTORCH, Runner, onnx, pytorch
 from prune.evaluation.speed import Setting, once, tokens, within
 from prune.model.model import Model
+from prune.model.open import open as open_model
 from prune.model.save import load, save
 
 STATUS = Path("/proc/self/status")
@@ -65,8 +66,22 @@ def _on_disk(model: Model | Path) -> Iterator[Path]:
     if isinstance(model, Path):
         yield model
         return
+    if lies := _folder(model):
+        yield lies
+        return
     with TemporaryDirectory() as folder:
         yield save(model, Path(folder) / "model")
+
+
+def _folder(model: Model) -> Path | None:
+    """The folder a model was opened from, where it still has the shapes that it has there; what it weighs is theirs."""
+    folders = {path.parent for path in model.weights}
+    if len(folders) != 1:
+        return None
+    (folder,) = folders
+    lies = open_model(folder)
+    alike = lies.tensors.info == model.tensors.info and lies.config.to_dict() == model.config.to_dict()
+    return folder if alike else None
 
 
 def main(text: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KMMLU, SHOTS = "kmmlu", 5
+USUAL = 1000  # questions of a task of lm-eval, more or less
 
 
 class Kmmlu(TypedDict, total=False):
@@ -53,6 +54,25 @@ def check(model: Model, tasks: Sequence[str], *, shots: int | Sequence[int] | No
     elsewhere = [name for name in tasks if name != KMMLU]
     if elsewhere or given.get("scorer") == "lm-eval":
         harness.check(elsewhere)
+
+
+def asked(
+    tasks: Sequence[str], *, shots: int | Sequence[int] | None, limit: int | None, questions: Kmmlu | None
+) -> int:
+    """About how many questions go through a model, the solved ones among them; of lm-eval's tasks a guess."""
+    given = questions or {}
+    whole = given.get("scorer") == "lm-eval"  # which reads the solved ones, and each of four answers, anew
+    total = 0
+    numbers: list[int | None] = [*_shots(shots)] or [None]
+    for number in numbers:
+        if KMMLU in tasks:
+            solved = SHOTS if number is None else number
+            subjects = kmmlu.check(given.get("data", kmmlu.HUB), subjects=given.get("subjects"), shots=0)
+            each = min(limit or kmmlu.EACH, kmmlu.EACH)
+            total += len(subjects) * (4 * each * (1 + solved) if whole else each + solved)
+        others = len([name for name in tasks if name != KMMLU])
+        total += others * (limit or USUAL) * (1 + (number or 0))
+    return total
 
 
 def score(
@@ -113,14 +133,20 @@ def _shots(shots: int | Sequence[int] | None) -> list[int]:
 
 
 def fingerprint(questions: Kmmlu) -> Any:
-    """What tells the questions from others: the hashes of local files, or the Hub id."""
+    """What tells the questions from others: the hashes of local files, or the Hub id; and lm-eval's version if it
+    scores them."""
     source, subjects = questions.get("data", kmmlu.HUB), questions.get("subjects")
-    return kmmlu.fingerprint(source, kmmlu.check(source, subjects=subjects, shots=0))
+    found = kmmlu.fingerprint(source, kmmlu.check(source, subjects=subjects, shots=0))
+    return [f"lm-eval {_version()}", found] if questions.get("scorer") == "lm-eval" else found
 
 
 def scorer(tasks: str | Sequence[str]) -> str | None:
     """The version of lm-eval where it decides what comes out."""
+    return _version() if [name for name in listed(tasks, None) if name != KMMLU] else None
+
+
+def _version() -> str | None:
     try:
-        return version("lm_eval") if [name for name in listed(tasks, None) if name != KMMLU] else None
+        return version("lm_eval")
     except ModuleNotFoundError:
         return None

@@ -31,7 +31,7 @@ def evaluation(found: Values) -> list[Table | str]:
         rows.append(("loss", *(f"{own[name]['loss']:.3f}" for name in names)))
         blocks.append(f"accuracy of {stated(own, *TERMS['accuracy'])}")
     table = Table(("", *names), rows, frozenset(range(1, 1 + len(names))))
-    return [*([table] if found["parameters"] else []), *blocks, *tables(found, names)]
+    return [*([table] if found["parameters"] else []), *blocks, *tables(found, names), *found.get("warnings", [])]
 
 
 def steps(records: Sequence[Values], timings: Sequence[Values]) -> list[Table | str]:

@@ -58,9 +58,9 @@ def rows(tasks: Mapping[str, Any], *, known: bool) -> Iterator[tuple[str, str, s
         one, other = before.get(task) or {}, (after.get(task) or {}) if known else {}
         either = other or one
         if is_kmmlu(task, either):
-            pair = one.get("micro"), other.get("micro")
-            texts = [percent(side.get("micro"), side.get("error")) for side in (one, other)]
-            change = f"{100 * (pair[1] - pair[0]):+.1f} points" if None not in pair else ""
+            first, last = one.get("micro"), other.get("micro")
+            change = "" if first is None or last is None else f"{100 * (last - first):+.1f} points"
+            texts = percent(first, one.get("error")), percent(last, other.get("error"))
             yield name(task, either), *texts, change
             continue
         for metric, value in either.items():

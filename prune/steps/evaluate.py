@@ -15,6 +15,7 @@ from prune.errors import PruneError
 from prune.evaluation import tasks as scorers
 from prune.evaluation.benchmark import Speed, graphs_in
 from prune.evaluation.evaluate import evaluate as measure
+from prune.evaluation.evaluate import same_words
 from prune.evaluation.tasks import Kmmlu
 from prune.exports.export import write
 from prune.exports.job import Job
@@ -82,6 +83,8 @@ def evaluate(
         if perplexity is not None:
             numbers: dict[str, Any] = {"length": length, "stride": stride, "samples": samples}
             rehearsal.evaluation(before, perplexity, **numbers, field=field, split=split)
+        if (perplexity or accuracy) and before.weights:
+            same_words({"before": before, "after": after})
         if wanted:
             scorers.check(before, wanted, shots=shots, questions=kmmlu)
         if (wanted or generate) and before.weights:
@@ -91,8 +94,9 @@ def evaluate(
         if speed:
             needs.append(forecast.whole(before, copies=2, tokens=0, device=run.device))
         if wanted or generate:
-            asked = 2 * QUESTION * (limit or 1000) * len(wanted) + 2 * len(generate) * tokens
-            needs.append(forecast.whole(before, copies=1, tokens=asked, device=run.device))
+            questions = scorers.asked(wanted, shots=shots, limit=limit, questions=kmmlu)
+            read = 2 * QUESTION * questions + 2 * len(generate) * tokens
+            needs.append(forecast.whole(before, copies=1, tokens=read, device=run.device))
         run.record["needs"] = forecast.together(*needs)
         return
     with _graphs(run, wanted=bool(speed)) as graphs:
@@ -120,6 +124,7 @@ def evaluate(
             **place(run),
         )
     run.record.update({name: found[name] for name in TOLD if name in found})
+    run.warnings += found.get("warnings", [])
     if "speed" in found:
         first = found["speed"]["prefill"]
         run.timings.update(

@@ -153,6 +153,11 @@ def test_tokens_are_divided_as_lm_eval_does(
     assert words(opening, encode(opening, context, [continuation])[0]) == [["<s>", *expected[0]], expected[1]]
 
 
+def test_nothing_after_nothing_is_refused() -> None:
+    with pytest.raises(PruneError, match="choice has no token of its own"):
+        encode(tokenizer([]), "", [""])
+
+
 def test_the_beginning_token_stands_once() -> None:
     opening = tokenizer([], opens=True)
     assert words(opening, encode(opening, "<s>qa:", ["A"])[0]) == [["<s>", "q", "a", ":"], ["A"]]

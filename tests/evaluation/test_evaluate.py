@@ -83,6 +83,20 @@ def test_perplexity_is_weighted_by_tokens_and_keeps_documents_apart(bundled: pru
     assert expected["joined"] != pytest.approx(expected["separate"], rel=1e-3)
 
 
+def test_models_whose_vocabularies_differ_are_not_compared(bundled: prune.Model, tmp_path: Path, text: str) -> None:
+    other = prune.open(prune.save(bundled, tmp_path / "other"))
+    both: Any = {"before": bundled, "after": other}
+    found = prune.evaluate(both, perplexity=text, length=8, samples=1)["perplexity"]
+    assert found["before"] == found["after"]
+    words = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    known = words["model"]["vocab"]
+    one, two = list(known)[100:102]
+    known[one], known[two] = known[two], known[one]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(PruneError, match="after and before differ in 2 of 4,096 tokens of their vocabularies"):
+        prune.evaluate(both, perplexity=text, length=8, samples=1)
+
+
 @torch.inference_mode()
 def greedy(model: Any, ids: list[int], count: int) -> list[int]:
     for _ in range(count):

@@ -15,7 +15,7 @@ import torch
 
 import prune
 from prune.errors import PruneError
-from prune.evaluation import harness, kmmlu
+from prune.evaluation import harness, kmmlu, tasks
 from prune.evaluation.choices import answer
 from prune.evaluation.kmmlu import GROUPS, SUBJECTS, check, fingerprint, questions, read, summary
 from tests.questions import rows, write
@@ -178,6 +178,25 @@ def test_lm_eval_is_asked_for_by_the_command_that_installs_it(monkeypatch: pytes
     model: Any = None
     with pytest.raises(PruneError, match=f"kmmlu: this scorer {missing}"):
         harness.answered(model, model, read(folder, subjects="found"), shots=0)
+
+
+def test_the_forecast_counts_questions_of_every_subject(folder: Path) -> None:
+    local: Any = {"data": str(folder), "subjects": "found"}
+    count = tasks.asked
+    assert count(["kmmlu"], shots=0, limit=None, questions=None) == pytest.approx(35030, rel=0.001)
+    assert count(["kmmlu"], shots=0, limit=4, questions=local) == 3 * 4
+    assert count(["kmmlu"], shots=5, limit=4, questions=local) == 3 * (4 + 5), "the solved ones are read once"
+    assert count(["kmmlu"], shots=[0, 5], limit=4, questions=local) == 3 * 4 + 3 * (4 + 5)
+    assert count(["kmmlu"], shots=5, limit=4, questions={**local, "scorer": "lm-eval"}) == 3 * 4 * 4 * 6
+    assert count(["arc_easy"], shots=5, limit=10, questions=None) == 10 * 6
+
+
+def test_the_version_of_lm_eval_is_in_the_key_where_it_scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "version", lambda _: "7.8")
+    local: Any = {"data": str(folder), "subjects": "found"}
+    own = tasks.fingerprint(local)
+    assert tasks.fingerprint({**local, "scorer": "own"}) == own
+    assert tasks.fingerprint({**local, "scorer": "lm-eval"}) == ["lm-eval 7.8", own]
 
 
 def test_tasks_written_for_lm_eval_hold_the_same_questions(tmp_path: Path, folder: Path) -> None:

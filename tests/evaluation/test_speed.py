@@ -22,6 +22,7 @@ from prune.evaluation.runners import Runner, onnx, pytorch, runtime_of
 from prune.evaluation.speed import Setting, distinct, entry, settings, speed
 from prune.exports.job import Job
 from prune.recipe import apply
+from prune.report import evaluated
 from tests import zoo
 from tests.tiny import tiny_model
 
@@ -225,6 +226,27 @@ def test_peaks_hold_the_weights_and_grow_with_what_is_run() -> None:
     many, few = peaks(model, [Setting(48, 60, 1), Setting(1, 8, 2)])
     assert few > 0.9 * model.tensors.bytes
     assert many > few + 4 * 48 * 60 * 4096  # an MLP's channels in float32
+
+
+def test_only_what_is_not_on_disk_is_written_for_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lies = prune.open(prune.save(prune.open(tiny_model("llama", num_hidden_layers=2)), tmp_path / "model"))
+    cut = prune.cut(lies, {"layers": [0]})
+    written = []
+    monkeypatch.setattr(peak, "save", lambda model, folder: written.append(model) or folder)
+    for model in (lies, cut, prune.open(tiny_model("llama"))):
+        with peak._on_disk(model) as folder:
+            assert (folder == tmp_path / "model") == (model is lies)
+    assert len(written) == 2 and written[0] is cut
+
+
+def test_a_setting_that_was_cut_is_told_of() -> None:
+    model = prune.open(tiny_model("llama", num_hidden_layers=1))
+    asked: Any = {"length": [8, 512], "new": 8, "seconds": 0.01, "memory": False}
+    found = prune.evaluate(model, speed=asked)
+    said = "speed: prompts of 512 tokens were asked, and the models have positions for 54 of them"
+    assert found["warnings"] == [said]
+    assert said in evaluated.evaluation(found)
+    assert prune.evaluate(model, speed={**asked, "length": 8})["warnings"] == []
 
 
 def test_a_process_that_fails_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

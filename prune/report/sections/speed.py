@@ -64,8 +64,8 @@ def section(facts: Facts) -> Section | None:
         blocks.append(Points(said))
     step, changed = found[0].step, found[0].changed
     if changed:
-        said = f"timed before step {changed} changed the model: these are no times of the result"
-        blocks.append(Points([said], "warn"))
+        late = f"timed before step {changed} changed the model: these are no times of the result"
+        blocks.append(Points([late], "warn"))
     drawn = [(m, label) for m, label in zip(found, labels, strict=True) if m.ratio]
     return Section(
         "speed", f"Speed (step {step})", [*blocks, *([_plot(drawn)] if drawn else [])], beside=len(found) <= SHORT
