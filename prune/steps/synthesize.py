@@ -29,6 +29,7 @@ def synthesize(
     judge: bool = True,
     chain_of_thought: bool = False,
     similarity: Share = 0.7,
+    difficulties: list[str] = [],  # noqa: B006
     diversify: dict[str, Any] | None = None,
     budget: dict[str, Any] = {},  # noqa: B006
     language: str = "auto",
@@ -54,8 +55,9 @@ def synthesize(
     judge: ask the writer whether an evolved instruction gains on its parent, and how hard both are.
     chain_of_thought: ask for answers that are reasoned step by step; it pays with very large writers only.
     similarity: an instruction that shares so much with one that is kept (Jaccard) is a near-duplicate.
+    difficulties: the seeds' labels from low to high, where they are neither numbers nor words such as easy and hard.
     diversify: write new instructions for the emptiest cells of the grid of skill and difficulty, as in
-        `{items: 100, topics: 5, subtopics: 3}`; also `skills`, `difficulties` (from low to high), `kinds`, `formats`.
+        `{items: 100, topics: 5, subtopics: 3}`; also `skills`, `difficulties`, `kinds`, `formats`.
     budget: what stops it: `items` (tried, kept or not), `tokens`, or `money` by the writer's `prices`.
     language: whose rules and prompts are used: `auto` tells it by each text; or `en`, `ko`, or one of `languages`.
     languages: data files of further languages.
@@ -73,6 +75,7 @@ def synthesize(
             "judge": judge,
             "chain_of_thought": chain_of_thought,
             "similarity": similarity,
+            "difficulties": difficulties,
             "diversify": diversify,
             "budget": budget,
             "language": language,

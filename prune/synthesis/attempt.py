@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from prune.synthesis.answers import Answers
 from prune.synthesis.eliminate import same as judging
 from prune.synthesis.eliminate.copied import copied
+from prune.synthesis.eliminate.cut import cut
 from prune.synthesis.eliminate.leaked import leaked
 from prune.synthesis.eliminate.meaningless import meaningless
 from prune.synthesis.eliminate.pleads import pleads
@@ -65,13 +66,14 @@ def attempt(drafts: Sequence[Draft], job: Job) -> Iterator[Attempt]:
 
 def _talk(draft: Draft, job: Job, before: int) -> Talk:
     """One draft's way: its instruction is written, judged and answered, unless a rule ends it."""
-    settings, text = job.settings, draft.item.instruction
+    settings, text, why = job.settings, draft.item.instruction, None
     if draft.prompt is not None:
         how = (settings.instruction_tokens, settings.temperature, "instruction", draft.item)
         reply = yield _request(job, draft.prompt, *how)
         text = written(reply.text, draft.template)
+        why = cut(reply.text, template=draft.template) if reply.truncated else None
     item = replace(draft.item, instruction=text, language=job.language_of(text or draft.item.instruction).name)
-    done = _ruled(Attempt(item), draft, _of_instructions(job, before))
+    done = _ruled(_verdict(Attempt(item), "cut", why), draft, _of_instructions(job, before))
     if settings.judge and draft.parent and not done.rejected:
         prompt = fill(draft.language.prompts["judge"], parent=draft.parent.instruction, instruction=text)
         reply = yield _request(job, prompt, JUDGE_TOKENS, 0.0, "judge", draft.item)

@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from prune.errors import PruneError, unknown
 from prune.synthesis.evolve import Draft, number
 from prune.synthesis.items import Item
 from prune.synthesis.languages import Language, fill
 from prune.synthesis.settings import Diversify
+from prune.synthesis.words import normal
 
 EXAMPLES = 8  # seeds of a skill that may be shown for their tone
 LONGEST = 100  # characters of a topic
@@ -28,6 +30,7 @@ class Grid:
     examples: dict[str, list[Item]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     difficulties: list[str] = field(default_factory=list)  # in the order in which they were met
+    known: Sequence[Sequence[Sequence[str]]] = ()  # of each language, its words for them from low to high
 
     def add(self, item: Item, *, seed: int) -> None:
         """Counts a seed."""
@@ -43,10 +46,23 @@ class Grid:
             held[place] = item
 
     def scale(self, given: Sequence[str] = ()) -> list[str]:
-        """The difficulties from low to high: as given, by number where they are numbers, else as they were met."""
-        met = [each for each in self.difficulties if each not in given]
-        with_numbers = all(re.fullmatch(r"\d+(\.\d+)?", each) for each in met)
-        return [*given, *(sorted(met, key=float) if with_numbers else met)]
+        """The difficulties from low to high, as far as that is known: as given, then numbers, words, and the rest."""
+        met = [name for order in self._orders() for step in order for name in step]
+        return list(dict.fromkeys([*given, *met, *self.difficulties]))
+
+    def harder(self, given: Sequence[str] = ()) -> dict[str, str]:
+        """Difficulty -> the one that is a step harder, where the order is known: given, of numbers or of words."""
+        orders = [[[each] for each in given]] if given else self._orders()
+        steps = [(low, high[0]) for order in orders for lows, high in pairwise(order) for low in lows]
+        return dict(steps)
+
+    def _orders(self) -> Iterator[list[list[str]]]:
+        """The difficulties that were met, from low to high, those of one step together: numbers, each language's."""
+        numbers = sorted((each for each in self.difficulties if re.fullmatch(r"\d+(\.\d+)?", each)), key=float)
+        yield [[each] for each in numbers]
+        for steps in self.known:
+            met = ([each for each in self.difficulties if normal(each) in step] for step in steps)
+            yield [step for step in met if step]
 
 
 def check(settings: Diversify, used: Sequence[Language], known: Iterable[Language]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from prune.synthesis.items import Item
-from prune.synthesis.languages import Language, fill
+from prune.synthesis.languages import Language, fill, tag
 from prune.synthesis.settings import BREADTH
 
 
@@ -32,11 +32,14 @@ def evolve(
     weights: Mapping[str, float],
     seed: int,
     language: Language,
-    difficulties: Sequence[str],
+    harder: Mapping[str, str],
 ) -> Draft:
-    """The draft of what `parent` becomes in a round: an operation drawn by its weight, and its prompt."""
+    """The draft of what `parent` becomes in a round: an operation drawn by its weight, and its prompt.
+
+    `harder` is the difficulty a step above each; the top stays, and so does what has no known place.
+    """
     operation = draw(weights, seed, "operation", round, slot)
-    harder = parent.difficulty if operation == BREADTH else _next(parent.difficulty, difficulties)
+    difficulty = parent.difficulty if operation == BREADTH else harder.get(parent.difficulty, parent.difficulty)
     item = replace(
         parent,
         id=f"{round}-{slot}",
@@ -46,7 +49,7 @@ def evolve(
         round=round,
         parent=parent.id,
         operations=(*parent.operations, operation),
-        difficulty=harder,
+        difficulty=difficulty,
         verdicts={},
         ratings=None,
         truncated=False,
@@ -69,17 +72,9 @@ def number(*key: object) -> int:
 
 def written(reply: str, template: str) -> str:
     """The instruction in a reply: what stands between the template's tags, or all of it where there are none."""
-    tags = re.findall(r"</(\w+)>", template)
-    tag = tags[-1] if tags else "instruction"
-    found = re.search(rf"<{tag}>(.*?)(?:</{tag}>|\Z)", reply, re.DOTALL)
-    found = found or re.search(rf"\A(.*?)</{tag}>", reply, re.DOTALL)
+    name = tag(template)
+    found = re.search(rf"<{name}>(.*?)(?:</{name}>|\Z)", reply, re.DOTALL)
+    found = found or re.search(rf"\A(.*?)</{name}>", reply, re.DOTALL)
     text = (found[1] if found else reply).strip()
     quoted = re.fullmatch(r'["“「](.*)["”」]', text, re.DOTALL)
     return quoted[1].strip() if quoted and not re.search(r'["“”「」]', quoted[1]) else text
-
-
-def _next(difficulty: str, difficulties: Sequence[str]) -> str:
-    """One step up the scale; the top stays, and so does what is not on it."""
-    if difficulty not in difficulties:
-        return difficulty
-    return difficulties[min(difficulties.index(difficulty) + 1, len(difficulties) - 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-RULES = ("leaked", "meaningless", "similar", "same", "pleads", "copied")  # in the order in which they are asked
+RULES = ("cut", "leaked", "meaningless", "similar", "same", "pleads", "copied")  # in the order in which they are asked
 
 
 @dataclass(frozen=True)

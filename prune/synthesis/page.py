@@ -11,6 +11,7 @@ from prune.synthesis.items import RULES, Item
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 180, 40, 24  # of a chart, in pixels
 MEANINGS = {
+    "cut": "the writer's tokens ran out before the instruction ended",
     "leaked": "the template leaked",
     "meaningless": "punctuation, stop words or repetition",
     "similar": "near-duplicate of one kept",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +13,7 @@ from prune.synthesis import diversify
 from prune.synthesis.attempt import PASSED, Job, attempt, most_tokens
 from prune.synthesis.evolve import Draft, evolve
 from prune.synthesis.items import Attempt, Item, restored, stored
+from prune.synthesis.languages import load
 from prune.synthesis.writers.writer import Request
 
 CHUNK = 256  # drafts that are on their way together: what is in memory at once
@@ -26,8 +27,8 @@ def run(job: Job, seeds: Iterable[Item], scratch: Path, keep: Keep, progress: Pr
 
     The pool is a file in `scratch`, a line for each slot: what a slot's latest kept instruction is.
     """
-    grid = diversify.Grid()
     wanted = job.settings.grid()
+    grid = diversify.Grid(known=[each.difficulties for each in load(job.settings.languages).values()])
     pool = scratch / "pool-0.jsonl"
     with progress.track("round 0: seeds") as advance, pool.open("w", encoding="utf-8") as file:
         for done, _ in _tried(_seeds(seeds, grid, job), job):
@@ -41,19 +42,20 @@ def run(job: Job, seeds: Iterable[Item], scratch: Path, keep: Keep, progress: Pr
                 if not done.rejected:
                     _put(file, done.item)
                 advance()
-    scale = grid.scale(wanted.difficulties if wanted else ())
+    given = job.settings.difficulties or (wanted.difficulties if wanted else [])
+    harder = grid.harder(given)
     for round in range(1, job.settings.rounds + 1):
         if job.tally.stopped:
             break
-        pool = _round(job, round, pool, scale, keep, progress)
-    return scale
+        pool = _round(job, round, pool, harder, keep, progress)
+    return grid.scale(given)
 
 
-def _round(job: Job, round: int, pool: Path, scale: list[str], keep: Keep, progress: Progress) -> Path:
+def _round(job: Job, round: int, pool: Path, harder: Mapping[str, str], keep: Keep, progress: Progress) -> Path:
     """One round over the pool; gives the next pool."""
     after = pool.with_name(f"pool-{round}.jsonl")
     with progress.track(f"round {round}") as advance, after.open("w", encoding="utf-8") as file:
-        for done, draft in _tried(_evolved(job, round, pool, scale), job):
+        for done, draft in _tried(_evolved(job, round, pool, harder), job):
             keep(done)
             assert draft.parent
             _put(file, draft.parent if done.rejected else done.item)
@@ -88,7 +90,7 @@ def _new(grid: diversify.Grid, job: Job) -> Iterator[Draft]:
     )
 
 
-def _evolved(job: Job, round: int, pool: Path, scale: list[str]) -> Iterator[Draft]:
+def _evolved(job: Job, round: int, pool: Path, harder: Mapping[str, str]) -> Iterator[Draft]:
     weights = job.settings.weights()
     with pool.open(encoding="utf-8") as lines:
         for slot, line in enumerate(lines):
@@ -100,7 +102,7 @@ def _evolved(job: Job, round: int, pool: Path, scale: list[str]) -> Iterator[Dra
                 weights=weights,
                 seed=job.settings.seed,
                 language=job.language_of(parent.instruction),
-                difficulties=scale,
+                harder=harder,
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -82,6 +82,7 @@ class Settings:
     judge: bool = True
     chain_of_thought: bool = False
     similarity: Share = 0.7
+    difficulties: list[str] = field(default_factory=list)
     diversify: dict[str, Any] | None = None
     budget: dict[str, Any] = field(default_factory=dict)
     language: str = "auto"
@@ -109,8 +110,11 @@ class Settings:
         return _made(Budget, self.budget, "budget")
 
     def grid(self) -> Diversify | None:
-        """How to diversify, where that is asked for."""
-        return None if self.diversify is None else _made(Diversify, self.diversify, "diversify")
+        """How to diversify, where that is asked for; of all difficulties named, where it names none itself."""
+        if self.diversify is None:
+            return None
+        made: Diversify = _made(Diversify, self.diversify, "diversify")
+        return replace(made, difficulties=made.difficulties or self.difficulties)
 
 
 def settings(options: Mapping[str, Any]) -> Settings:

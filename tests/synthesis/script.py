@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 from prune.synthesis import languages
+from prune.synthesis.writers.writer import Replies, Reply, Request, Writer
 
 SYLLABLES = {
     "en": ["ba", "ko", "lim", "der", "sto", "gra", "vel", "mun", "pi", "tos", "rek", "wan", "dul", "fe", "sha", "nor"],
     "ko": ["가", "너", "도", "루", "미", "배", "소", "우", "지", "차", "쿠", "태", "포", "허", "글", "달"],
 }
-OUTCOMES = ("kept", "leaked", "meaningless", "similar", "same", "empty answer", "pleads", "copied")
+OUTCOMES = ("kept", "cut", "leaked", "meaningless", "similar", "same", "empty answer", "pleads", "copied")
 LEAK = {"en": "rewritten prompt: ", "ko": "다시 쓴 프롬프트: "}
 PLEA = {"en": "Sorry, that is hard.", "ko": "죄송하지만 어렵습니다."}
 TAG = {"en": "instruction", "ko": "지시문"}
@@ -51,6 +52,17 @@ class Script:
                 return self._judge(found) if name == "judge" else self._evolve(name, found["instruction"])
         return self._answer(prompt)
 
+    def writer(self) -> Writer:
+        """The script as a writer whose tokens run out where the plan says so."""
+
+        def answer(requests: Sequence[Request], wanted: Set[int]) -> Replies:
+            for place in sorted(wanted):
+                said = self(requests[place].prompt)
+                cut = f"<{TAG[self.language]}>" in said and f"</{TAG[self.language]}>" not in said
+                yield place, Reply(said, 1, 1, truncated=cut)
+
+        return Writer("Script", "Script", answer)
+
     def _evolve(self, operation: str, parent: str) -> str:
         self.asked.append((operation, parent))
         outcome = self.plan(parent)
@@ -61,7 +73,7 @@ class Script:
         }.get(outcome, text(self.language, "evolved", parent))
         self.origin[evolved] = parent
         tag = TAG[self.language]
-        return f"<{tag}>\n{evolved}\n</{tag}>"
+        return f"<{tag}>\n{evolved}" + ("" if outcome == "cut" else f"\n</{tag}>")
 
     def _judge(self, found: re.Match[str]) -> str:
         same = self.plan(found["parent"]) == "same"

@@ -20,7 +20,7 @@ KNOWN = languages.load()
 
 
 def grid(cells: dict[tuple[str, str], int]) -> Grid:
-    made = Grid()
+    made = Grid(known=[language.difficulties for language in KNOWN.values()])
     for (skill, difficulty), count in cells.items():
         for number in range(count):
             name = f"{skill}-{difficulty}-{number}"
@@ -96,18 +96,48 @@ def test_operations_are_drawn_by_their_weights() -> None:
 
 
 def test_depth_goes_one_step_up_the_scale_and_breadth_stays() -> None:
-    scale = grid({("a", "10"): 1, ("a", "2"): 1}).scale()
-    assert scale == ["2", "10"]
+    numbers = grid({("a", "10"): 1, ("a", "2"): 1})
+    assert numbers.scale() == ["2", "10"]
     assert grid({("a", "hard"): 1, ("a", "easy"): 1}).scale(["easy"]) == ["easy", "hard"]
     parent = Item("seed-0", "seed-0", "a", "2", "Do it", topic="sums", kind="maths", format="json")
     for slot in range(20):
         made = evolve(
-            parent, round=1, slot=slot, weights=WEIGHTS, seed=0, language=KNOWN["en"], difficulties=scale
+            parent, round=1, slot=slot, weights=WEIGHTS, seed=0, language=KNOWN["en"], harder=numbers.harder()
         ).item
         breadth = made.operations == ("breadth",)
         assert made.difficulty == ("2" if breadth else "10")
         labels = (made.topic, made.kind, made.format)
         assert labels == ((None,) * 3 if breadth else ("sums", "maths", "json")), "something else has labels of its own"
+
+
+@pytest.mark.parametrize(
+    ("met", "given", "scale", "harder"),
+    [
+        ("hard easy medium", "", "easy medium hard", {"easy": "medium", "medium": "hard"}),
+        ("어려움 쉬움 보통", "", "쉬움 보통 어려움", {"쉬움": "보통", "보통": "어려움"}),
+        ("Hard Easy simple any", "", "Easy simple Hard any", {"Easy": "Hard", "simple": "Hard"}),
+        ("10 any 9", "", "9 10 any", {"9": "10"}),
+        ("hard 쉬움", "", "쉬움 hard", {}),
+        ("dan kyu", "", "dan kyu", {}),
+        ("dan kyu", "kyu dan", "kyu dan", {"kyu": "dan"}),
+        ("hard easy", "hard easy", "hard easy", {"hard": "easy"}),
+    ],
+)
+def test_difficulty_never_goes_down_by_the_order_of_the_seeds(
+    met: str, given: str, scale: str, harder: dict[str, str]
+) -> None:
+    made = grid({("a", each): 1 for each in met.split()})
+    assert made.scale(given.split()) == scale.split()
+    assert made.harder(given.split()) == harder
+
+
+def test_difficulties_can_be_named_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "seeds.json").write_text(json.dumps([{"difficulty": "kyu", "instruction": text("en", 0)}]))
+    options = {"rounds": 1, "operations": {"deepen": 1.0}, "difficulties": ["kyu", "dan"], "diversify": {"items": 1}}
+    found = prune.synthesize(
+        tmp_path / "out", seeds=tmp_path / "seeds.json", writer=lambda p: text("en", p, count=20), **options
+    )
+    assert (found["coverage"]["difficulties"], found["coverage"]["kept"]) == (["kyu", "dan"], [[1, 3]])
 
 
 @pytest.mark.parametrize(

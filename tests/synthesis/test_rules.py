@@ -9,6 +9,7 @@ import pytest
 
 from prune.synthesis import languages
 from prune.synthesis.eliminate.copied import copied
+from prune.synthesis.eliminate.cut import cut
 from prune.synthesis.eliminate.leaked import leaked
 from prune.synthesis.eliminate.meaningless import meaningless
 from prune.synthesis.eliminate.pleads import pleads
@@ -21,6 +22,15 @@ KNOWN = languages.load()
 EN, KO = KNOWN["en"], KNOWN["ko"]
 LONG_EN = "The harbour wall holds because its stones lean on one another. " * 9
 LONG_KO = " ".join(f"{number}번째 돌은 옆의 돌에 기대어 선다." for number in range(20))
+
+
+@pytest.mark.parametrize("language", [EN, KO], ids=lambda language: language.name)
+def test_a_truncated_reply_without_its_closing_tag_is_cut(language: languages.Language) -> None:
+    name = {"en": "instruction", "ko": "지시문"}[language.name]
+    for template in (language.prompts["deepen"], language.prompts["write"]):
+        assert cut(f"<{name}>List three", template=template)
+        assert cut("List three", template=template)
+        assert cut(f"<{name}>List three rivers.</{name}> And so", template=template) is None
 
 
 @pytest.mark.parametrize(

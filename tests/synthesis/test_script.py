@@ -28,7 +28,7 @@ def test_the_ledger_matches_the_script_item_by_item(language: str, tmp_path: Pat
     outcomes = {seed["instruction"]: OUTCOMES[n] if n < len(OUTCOMES) else "kept" for n, seed in enumerate(seeds)}
     script = Script(language, lambda instruction: outcomes[instruction])
     (tmp_path / "seeds.jsonl").write_text("\n".join(json.dumps(seed) for seed in seeds), encoding="utf-8")
-    found = prune.synthesize(tmp_path / "out", seeds=tmp_path / "seeds.jsonl", writer=script, rounds=1)
+    found = prune.synthesize(tmp_path / "out", seeds=tmp_path / "seeds.jsonl", writer=script.writer(), rounds=1)
 
     kept, ledger = rows(tmp_path / "out/data.jsonl"), rows(tmp_path / "out/rejected.jsonl")
     operations = {instruction: operation for operation, instruction in script.asked}
@@ -59,7 +59,7 @@ def test_the_ledger_matches_the_script_item_by_item(language: str, tmp_path: Pat
         assert {verdicts[rule] for rule in RULES if rule != "same"} == {"passed"}
         assert row["lineage"]["ratings"] == ([3, 5] if row["lineage"]["round"] else None)
     assert found["rejected"] == dict.fromkeys(RULES, 1) | {"meaningless": 2}
-    assert (found["attempted"], found["kept"]) == (2 * SLOTS, 2 * SLOTS - 7)
+    assert (found["attempted"], found["kept"]) == (2 * SLOTS, 2 * SLOTS - 8)
 
 
 def lineage_stops_at(row: dict[str, Any], rule: str, why: str) -> bool:
@@ -112,3 +112,14 @@ def test_two_languages_in_one_pool_get_their_own_prompts_and_rules(tmp_path: Pat
     ledger = rows(tmp_path / "out/rejected.jsonl")
     assert [(row["language"], row["rule"]) for row in ledger] == [("en", "pleads"), ("ko", "pleads")] * 3
     assert all(len(script.asked) == 3 for script in scripts.values())
+
+
+def test_what_leaks_is_looked_for_in_the_language_that_was_written(tmp_path: Path) -> None:
+    (tmp_path / "seeds.json").write_text(json.dumps([{"instruction": text("ko", "seed")}]), encoding="utf-8")
+    leak = "Here is the new instruction: name three rivers of Europe."
+
+    def writer(prompt: str) -> str:
+        return f"<지시문>{leak}</지시문>" if "<지시문>" in prompt else text("ko", prompt)
+
+    found = prune.synthesize(tmp_path / "out", seeds=tmp_path / "seeds.json", writer=writer, rounds=1)
+    assert found["rejected"] == {"leaked": 1}

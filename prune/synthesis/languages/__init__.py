@@ -32,6 +32,7 @@ class Language:
     pleads: how a writer says that it cannot.
     short: words below which an answer that pleads is one; leaks: phrases that only prompts use.
     run: words of a template in a row that are no accident; verdicts: how a judge says `same` and `more`.
+    difficulties: words for how hard something is, from low to high, those of one step together.
     kinds: task kinds, each with what it asks and the formats that fit it; formats: output formats.
     """
 
@@ -45,6 +46,7 @@ class Language:
     leaks: tuple[str, ...]
     run: int = 7
     verdicts: dict[str, tuple[str, ...]]
+    difficulties: tuple[tuple[str, ...], ...] = ()
     kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class _Written:
     short: int = 80
     run: int = 7
     replies: list[str] = field(default_factory=list)
+    difficulties: list[list[str]] = field(default_factory=list)
     kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
 
@@ -112,6 +115,11 @@ def fill(template: str, **values: object) -> str:
     return re.sub(r"\{(\w+)\}", lambda place: str(values[place[1]]), template).strip()
 
 
+def tag(template: str) -> str:
+    """The name of the tags between which a template asks for the instruction."""
+    return next(reversed(re.findall(r"</(\w+)>", template)), "instruction")
+
+
 def digest(languages: Iterable[Language]) -> str:
     """What tells these languages' data from other data."""
     said = [
@@ -149,6 +157,7 @@ def _language(path: Path, english: Language | None) -> Language:
         leaks=tuple(written.leaks),
         run=written.run,
         verdicts={word: tuple(phrases) for word, phrases in written.verdicts.items()},
+        difficulties=tuple(tuple(map(normal, step)) for step in written.difficulties),
         kinds=written.kinds or (english.kinds if english else {}),
         formats=written.formats or (english.formats if english else {}),
         prompts=_prompts(path.with_suffix(""), english),
