@@ -61,7 +61,8 @@ class Run:
     for its next try to go on from; the step makes it where it needs it, and it is gone once the step is finished.
     `record` and `warnings` are kept with the step and must be JSON; what is only known once the model was written is
     added by the calls in `afterwards`; `timings` are kept apart, since they differ from run to run. In a `dry` run no
-    weight may be read and nothing written: the model has shapes only.
+    weight may be read and nothing written: the model has shapes only. `processes` take part in a step that uses
+    several, `local` of them on this machine; known in a dry run too.
     """
 
     model: Any
@@ -75,6 +76,8 @@ class Run:
     unfinished: Path
     progress: Progress
     number: int = 1
+    processes: int = 1
+    local: int = 1
     earlier: tuple[dict[str, Any], ...] = ()
     exports: tuple[Path, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)

@@ -22,6 +22,11 @@ def overrides(function: Callable) -> Callable:
     )(function)
 
 
+together = click.option(
+    "--processes", type=click.IntRange(1), default=1, show_default=True, help="For steps that train."
+)
+
+
 @command
 @click.argument("recipe")
 @click.option("--output", type=click.Path(path_type=Path), help="Instead of the recipe's.")
@@ -30,7 +35,7 @@ def overrides(function: Callable) -> Callable:
 @click.option("--restart", is_flag=True, help="Do all steps again, finished or not.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that prune made.")
 @click.option("--keep-steps", is_flag=True, help="Keep the checkpoint of every step, in OUTPUT.work.")
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="For steps that train.")
+@together
 def apply(recipe: str, *, changes: tuple[str, ...], dry_run: bool, progress: Progress, **options: Any) -> Shown:
     """Run RECIPE: a file, or the name of a packaged recipe. A stopped run goes on where it was."""
     from prune.recipe import apply as run
@@ -42,11 +47,12 @@ def apply(recipe: str, *, changes: tuple[str, ...], dry_run: bool, progress: Pro
 @command
 @click.argument("recipe")
 @overrides
-def check(recipe: str, *, changes: tuple[str, ...], device: str | None, progress: Progress) -> Shown:
+@together
+def check(recipe: str, *, changes: tuple[str, ...], progress: Progress, **options: Any) -> Shown:
     """Say what RECIPE would do; reads no weights and writes nothing."""
     from prune.recipe import check as rehearse
 
-    return outcome(rehearse(recipe, overrides=changes, device=device), progress)
+    return outcome(rehearse(recipe, overrides=changes, **options), progress)
 
 
 def outcome(result: Any, progress: Progress) -> Shown:

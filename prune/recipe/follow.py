@@ -8,6 +8,7 @@ from typing import Any
 from prune.document import Document
 from prune.progress import Progress
 from prune.recipe.load import load
+from prune.recipe.processes import taking_part
 from prune.run import Run
 
 
@@ -17,6 +18,7 @@ def take_part(message: dict[str, Any], parts: Any) -> None:
     step = recipe.steps[message["position"]]
     original = parts.open(recipe.model, revision=recipe.revision, headers=False)
     model = original if message["model"] is None else parts.open(message["model"], revision=None, headers=False)
+    processes, local = taking_part(1)
     run = Run(
         model=model,
         original=original,
@@ -29,6 +31,8 @@ def take_part(message: dict[str, Any], parts: Any) -> None:
         unfinished=Path(message["unfinished"]),
         progress=Progress(quiet=True),
         number=len(message["earlier"]) + 1,
+        processes=processes,
+        local=local,
         earlier=tuple(message["earlier"]),
     )
     step.function(run, **step.options)

@@ -100,6 +100,7 @@ def apply(
             progress=progress,
         )
         crowd.refuse_too_many(processes, job.device)
+        job.processes, job.local = crowd.taking_part(processes)
         if dry_run:
             steps, small, first = _rehearse(job)
             said = _remarks(job, restart=restart, overwrite=overwrite)
@@ -151,6 +152,8 @@ class _Job:
     reads: list[dict[str, Any]]
     progress: Progress
     others: Others = field(default_factory=lambda: Others(1))
+    processes: int = 1
+    local: int = 1
 
 
 def _prepare(
@@ -207,6 +210,8 @@ def _new_run(job: _Job, model: Any, folder: Path, unfinished: Path, number: int,
         unfinished=unfinished,
         progress=Progress(quiet=True) if dry else job.progress,
         number=number,
+        processes=job.processes,
+        local=job.local,
     )
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from prune.errors import PruneError
 
-RANK, SIZE = "RANK", "WORLD_SIZE"
+RANK, SIZE, LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"
 ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # sets the keys of one group of processes apart from those of the next
-NAMES = (RANK, SIZE, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+NAMES = (RANK, SIZE, "LOCAL_RANK", LOCAL_SIZE, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
 LOOK = timedelta(seconds=60)
 GOODBYE = 30.0  # seconds that a process has to end by itself
 END = {"end": True}
@@ -35,6 +35,16 @@ def rank() -> int:
 def size() -> int:
     """How many were started together."""
     return int(os.environ.get(SIZE, 1))
+
+
+def taking_part(processes: int) -> tuple[int, int]:
+    """How many a step that uses several will have, and how many of them are on this machine.
+
+    `processes` are those that the run itself starts.
+    """
+    if size() == 1:
+        return processes, processes
+    return size(), int(os.environ.get(LOCAL_SIZE, size()))
 
 
 @dataclass
@@ -116,7 +126,7 @@ def _started(count: int) -> Iterator[Any]:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
         SIZE: str(count),
-        "LOCAL_WORLD_SIZE": str(count),
+        LOCAL_SIZE: str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",

@@ -27,11 +27,12 @@ from prune.progress import Advance, Progress
 from prune.recovery import head
 from prune.recovery import state as states
 from prune.recovery import weights as trained
-from prune.recovery.engine import forget, processes
+from prune.recovery.engine import forget
 from prune.recovery.fit import LOGGED
 from prune.recovery.objective import Batch
+from prune.recovery.optimize import MOMENTUM
 from prune.recovery.recover import Trained, as_model, rounded
-from prune.recovery.settings import Training
+from prune.recovery.settings import Training, refuse_float16
 from prune.recovery.state import Facts
 from prune.recovery.watch import Watch, stand_at
 
@@ -43,8 +44,10 @@ def check(model: Model, training: Training) -> None:
     need("trl", "align", what="this objective", where="objective")
     head.refuse_others(model)
     trained.check(model, training.weights)
-    if training.batch_size % processes():
-        raise PruneError(f"{training.batch_size} does not divide by {processes()} processes", where="batch_size")
+    refuse_float16(training)
+    if training.batch_size % training.processes:
+        said = f"{training.batch_size} does not divide by {training.processes} processes"
+        raise PruneError(said, where="batch_size")
     if training.sharded or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise PruneError(
             "sharding is for clm and distill; sft and dpo hold the model whole everywhere", where="sharded"
@@ -119,19 +122,22 @@ def align(
 def _arguments(model: Model, training: Training, folder: str) -> dict[str, Any]:
     """What our settings are called by TRL. Batches are over all processes here, of one process there."""
     names = {"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}
+    schedules = {"constant": "constant_with_warmup"}  # "constant" alone passes the warm-up over
     optimizer = training.optimizer
+    rows = max(training.batch_size // training.processes, 1)
     return {
         "output_dir": folder,
         "max_steps": training.steps,
-        "per_device_train_batch_size": max(training.batch_size // processes(), 1),
-        "per_device_eval_batch_size": max(training.batch_size // processes(), 1),
+        "per_device_train_batch_size": rows,
+        "per_device_eval_batch_size": rows,
         "gradient_accumulation_steps": training.accumulate,
         "learning_rate": training.learning_rate(model.numbers["width"]),
-        "lr_scheduler_type": optimizer.schedule,
+        "lr_scheduler_type": schedules.get(optimizer.schedule, optimizer.schedule),
         "warmup_steps": math.ceil(optimizer.warmup * training.steps),
         "weight_decay": optimizer.weight_decay,
         "max_grad_norm": optimizer.clip,
         "optim": names[optimizer.name],
+        **({"optim_args": f"momentum={MOMENTUM}"} if optimizer.name == "sgd" else {}),
         "adam_beta2": 0.95,
         "bf16": training.autocast is torch.bfloat16,
         "eval_strategy": "steps",
@@ -145,7 +151,8 @@ def _arguments(model: Model, training: Training, folder: str) -> dict[str, Any]:
         "seed": training.seed,
         "remove_unused_columns": True,
         "dataloader_pin_memory": training.device != "cpu",
-        **({"gradient_checkpointing": True} if training.checkpointing else {}),
+        "gradient_checkpointing": training.checkpointing,  # TRL's own default is to recompute
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
 
 

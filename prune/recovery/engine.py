@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ def engine(training: Training, *, unused: bool = False) -> Iterator[Engine]:
     accelerator = Accelerator(cpu=training.device == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     try:
         many = accelerator.num_processes > 1
-        sharded = many and (training.sharded or accelerator.distributed_type == DistributedType.FSDP)
+        sharded = many and (training.spread or accelerator.distributed_type == DistributedType.FSDP)
         yield Engine(accelerator, sharded, training.autocast)
     finally:
         accelerator.free_memory()
@@ -104,8 +103,3 @@ def forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def processes() -> int:
-    """How many were started together, known before they are joined."""
-    return int(os.environ.get("WORLD_SIZE", 1))

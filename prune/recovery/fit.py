@@ -168,7 +168,7 @@ def _look(job: Job, facts: Facts, best: dict[str, Tensor]) -> dict[str, Tensor]:
     if loss < facts.best:
         facts.best, facts.best_step, facts.unbeaten = loss, facts.step, 0
         best = state.snapshot(job.objective)
-    if job.folder and facts.step < job.training.steps:
+    if job.folder:
         _save(job, facts, best)
     return best
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from prune.recovery.settings import Optimizer
 
+MOMENTUM = 0.9  # of sgd
+
 
 def optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimizer, rate: float) -> torch.optim.Optimizer:
     """Over those parameters that are trained; weight decay is for matrices."""
@@ -20,7 +22,7 @@ def optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimizer, ra
     ]
     groups = [group for group in groups if group["params"]]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+        return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM)
     if settings.name == "adafactor":
         return torch.optim.Adafactor(groups, lr=rate)
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -16,6 +17,7 @@ from prune.errors import PruneError
 from prune.model.model import Model
 from prune.model.save import load
 from prune.model.tensors import Tensors
+from prune.model.walk import logits as walked_logits
 from prune.progress import Progress
 from prune.recovery import cache as caches
 from prune.recovery import head, hidden, optimize, state, weights
@@ -24,8 +26,8 @@ from prune.recovery.engine import Engine, engine, shard
 from prune.recovery.fit import Ask, Job, fit, held_out_loss
 from prune.recovery.hidden import Hidden
 from prune.recovery.logits import Logits
-from prune.recovery.objective import Batch, Objective
-from prune.recovery.settings import Training
+from prune.recovery.objective import Batch, Objective, totals
+from prune.recovery.settings import Training, refuse_float16
 from prune.recovery.state import Facts
 from prune.recovery.teacher import Signal, Teacher, ask, refuse_too_large, shared_ids
 from prune.recovery.windows import Windows, windows
@@ -103,8 +105,8 @@ def check(
     """PruneErrors that can be known from shapes; gives the layers that are compared."""
     head.refuse_others(student)
     weights.check(student, training.weights)
-    if training.autocast == torch.float16:
-        raise PruneError("training in float16 needs its losses scaled; take bfloat16 or float32", where="dtype")
+    refuse_float16(training)
+    _refuse_nothing(loss)
     if teacher is None:
         return {}
     head.refuse_others(teacher)
@@ -116,6 +118,14 @@ def check(
     else:
         refuse_too_large(teacher, student, training)
     return _map(student, teacher, loss)
+
+
+def _refuse_nothing(loss: Loss) -> None:
+    """PruneError for a loss that compares nothing."""
+    if not loss.shares:
+        raise PruneError("compares nothing; choices: logits, hidden, or both", where="loss")
+    if "hidden" in loss.shares and loss.hidden.layers is not None and not loss.hidden.layers:
+        raise PruneError("layers compares nothing; name a layer or leave it out", where="hidden")
 
 
 def _map(student: Model, teacher: Model, loss: Loss) -> dict[int, int]:
@@ -199,10 +209,11 @@ def _finished(student: Model, job: Job, facts: Facts, best: dict[str, Tensor]) -
     after, model = facts.before, student
     if best:
         small = _whole(student, job, best)
-        module = rounded(small.student, student)
-        found = held_out_loss(small, job.held_out, job.training, job.engine, alone=True)
+        rounded(small.student, student)
+        out = as_model(student, small.student)
+        found = _walked_loss(out, job) if job.engine.sharded else _loss_alone(small, job)
         if found < facts.before:
-            after, model = found, as_model(student, module)
+            after, model = found, out
     record = {
         "curve": facts.curve,
         "before": facts.before,
@@ -216,11 +227,29 @@ def _finished(student: Model, job: Job, facts: Facts, best: dict[str, Tensor]) -
     return Trained(model, record, {"tokens_per_second": facts.tokens / max(facts.seconds, 1e-9)})
 
 
+def _loss_alone(objective: Objective, job: Job) -> float:
+    return held_out_loss(objective, job.held_out, job.training, job.engine, alone=True)
+
+
+def _walked_loss(model: Model, job: Job) -> float:
+    """What `held_out_loss` gives, of a model of which a device holds a layer at a time: its shards lie there still."""
+    own, rows = job.engine, job.held_out
+    batches = [rows.batch([row]) for row in range(len(rows))]  # one: logits are whole here
+    found = 0.0
+    with torch.no_grad(), own.precision():
+        given = [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches]
+        walk = walked_logits(model, given, device=own.device, dtype=torch.float32)
+        for batch, scores in zip(batches, walk, strict=True):
+            states, labels = head.predicted(scores, batch["labels"].to(scores.device))
+            found += float(cross_entropy(states.float(), labels, reduction="sum"))
+    return found / totals(batches).predicted
+
+
 def _whole(student: Model, job: Job, best: dict[str, Tensor]) -> Objective:
-    """The objective with its best weights, on this process alone, low-rank additions merged."""
+    """The objective with its best weights, on this process alone, low-rank additions merged; on the CPU, if spread."""
     objective = job.objective
     if job.engine.sharded:
-        module = load(student, device=str(job.engine.device), dtype=torch.float32)
+        module = load(student, dtype=torch.float32)
         weights.select(module, student, job.training.weights, job.training.seed)
         objective = Objective(
             module,

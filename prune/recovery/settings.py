@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from prune.errors import PruneError
 from prune.recovery.weights import Lora, Weights
 
 BY_WIDTH = 0.2  # learning rate times width: 1e-3 at 192, 2e-4 at 1024, 5e-5 at 4096
@@ -32,6 +34,11 @@ class Optimizer:
     clip: float = 1.0
 
 
+def started(name: str = "WORLD_SIZE") -> int:
+    """How many processes a launcher has started together, known before they are joined."""
+    return int(os.environ.get(name, 1))
+
+
 @dataclass(frozen=True)
 class Training:
     """`batch_size` windows go through at once, over all processes; a step has `accumulate` times as many.
@@ -39,7 +46,8 @@ class Training:
     The model is measured on held-out text every `evaluate_every` steps (a tenth of all when None), and training ends
     early when `patience` measurements in a row were no better than the best (None: never). `autocast` is what matrix
     products are made in (None: float32). `checkpointing` recomputes a layer's activations instead of keeping them;
-    `sharded` spreads weights, gradients and moments over the processes (FSDP).
+    `sharded` spreads weights, gradients and moments over the processes (FSDP). `processes` take part, `local` of them
+    on this machine: those that a launcher has started where nothing is said.
     """
 
     steps: int
@@ -54,6 +62,8 @@ class Training:
     sharded: bool = False
     seed: int = 0
     device: str = "cpu"
+    processes: int = field(default_factory=started)
+    local: int = field(default_factory=lambda: started("LOCAL_WORLD_SIZE"))
 
     @property
     def per_step(self) -> int:
@@ -66,6 +76,11 @@ class Training:
         return self.evaluate_every or max(self.steps // 10, 1)
 
     @property
+    def spread(self) -> bool:
+        """Whether weights will lie over several processes, by `sharded` or by a launcher's word."""
+        return self.processes > 1 and (self.sharded or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true")
+
+    @property
     def bytes_each(self) -> int:
         """What a parameter of the student takes at least: float32, and a gradient and moments where all are trained."""
         moments = {"adamw": 2, "sgd": 1, "adafactor": 0}[self.optimizer.name]
@@ -74,3 +89,9 @@ class Training:
     def learning_rate(self, width: int) -> float:
         faster = FASTER if self.weights == "norms" or isinstance(self.weights, Lora) else 1.0
         return self.optimizer.learning_rate or faster * BY_WIDTH / width
+
+
+def refuse_float16(training: Training) -> None:
+    """PruneError for matrix products in float16."""
+    if training.autocast == torch.float16:
+        raise PruneError("training in float16 needs its losses scaled; take bfloat16 or float32", where="dtype")

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from prune.errors import PruneError
 from prune.model.memory import available
 from prune.model.model import Model
-from prune.recovery.engine import processes
 from prune.recovery.head import head, last_hidden, predicted
 from prune.recovery.hidden import watching
 from prune.recovery.logits import Dense, Soft
@@ -90,13 +89,29 @@ def _same_files(student: Model, teacher: Model) -> bool:
 
 
 def refuse_too_large(teacher: Model, student: Model, training: Training) -> None:
-    """PruneError when the teacher will not fit beside the student that is trained, saying by how much."""
+    """PruneError when the teacher will not fit beside the student that is trained, saying by how much.
+
+    A GPU is one process's own, a CPU's memory that of all on the machine. Spread weights are counted once over all
+    processes; but on a CPU each has first loaded all of them.
+    """
     needed = teacher.tensors.parameters * (training.autocast or torch.float32).itemsize
     beside = student.tensors.parameters * training.bytes_each
-    free = available(training.device) * (processes() if training.sharded and training.device == "cuda" else 1)
-    if needed + beside > free:
+    each = (needed + beside) / (training.processes if training.spread else 1)
+    copies, on_cpu = 1, training.device == "cpu"
+    if on_cpu:
+        copies, each = training.local, max(each, needed + 4 * student.tensors.parameters)
+    free, of_each = available(training.device), "" if on_cpu or training.processes == 1 else " on each"
+    if each * copies > free:
         raise PruneError(
-            f"too large: the teacher takes {needed / 1e9:.1f} GB and training the student {beside / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; `cache` takes its logits once, a layer in memory at a time",
+            f"too large: the teacher takes {needed / 1e9:.1f} GB and training the student {beside / 1e9:.1f} GB"
+            f"{_over(training)}, {free / 1e9:.1f} GB are free{of_each}; "
+            "`cache` takes its logits once, a layer in memory at a time",
             where="teacher",
         )
+
+
+def _over(training: Training) -> str:
+    """Who holds it, where there are several."""
+    if training.processes == 1:
+        return ""
+    return f", spread over {training.processes} processes" if training.spread else ", in each process"

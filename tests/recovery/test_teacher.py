@@ -85,6 +85,31 @@ def test_a_teacher_that_does_not_fit_is_refused_with_its_size(monkeypatch: pytes
     refuse_too_large(sized(7), sized(1), replace(training, weights=Lora()))
 
 
+@pytest.mark.parametrize(
+    ("device", "count", "here", "sharded", "launcher", "most"),
+    [
+        ("cuda", 1, 1, True, "true", 44.0),
+        ("cuda", 4, 4, False, "false", 44.0),
+        ("cuda", 4, 4, True, "", 11.0),
+        ("cuda", 4, 2, False, "true", 11.0),
+        ("cpu", 4, 4, False, "", 176.0),
+        ("cpu", 4, 2, False, "", 88.0),
+        ("cpu", 4, 4, True, "", 128.0),  # each loads all of it first
+    ],
+)
+def test_what_fits_is_told_by_the_processes_that_will_take_part(
+    device: str, count: int, here: int, sharded: bool, launcher: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes that are enough, of a GPU or of the machine, for 28 of a teacher and 16 of a student."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", launcher)
+    training = Training(steps=1, device=device, sharded=sharded, processes=count, local=here)
+    monkeypatch.setattr(teachers, "available", lambda _: most * 1e9 + 1)
+    refuse_too_large(sized(7), sized(1), training)
+    monkeypatch.setattr(teachers, "available", lambda _: most * 1e9 - 1e6)
+    with pytest.raises(PruneError, match="too large: the teacher takes 28.0 GB and training the student 16.0 GB"):
+        refuse_too_large(sized(7), sized(1), training)
+
+
 def test_distilling_looks_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teachers, "available", lambda _: 1000)
     monkeypatch.setattr("prune.recovery.recover.load", None)
