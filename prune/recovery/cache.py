@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from prune.recovery.teacher import Signal
 from prune.recovery.windows import Windows
 
 INDEX = "logits.json"
+UNFINISHED = ".tmp"
 LOOK = 1.0  # seconds between two looks at what another process takes
 SHARD = 2**28  # bytes, of a file and of the hidden states that the walk holds
 
@@ -124,7 +126,9 @@ def take(
             names[name] = _write(folder / name, {"ids": ids, "log_p": log_p})
             advance(len(part))
     index = {"key": found, "top": cache.top, "temperature": temperature, "shared": shared, "size": size, "files": names}
-    files.write_json(folder / INDEX, index)
+    beside = _beside(folder / INDEX)
+    files.write_json(beside, index)
+    beside.rename(folder / INDEX)
     return Kept(folder, shared, size, tuple(names))
 
 
@@ -139,7 +143,8 @@ def recall(folder: Path, found: str) -> Kept | None:
     if not (folder / INDEX).is_file():
         return None
     index = files.read_json(folder / INDEX)
-    if index.get("key") != found or files.compare(folder, index["files"], ignore={INDEX}):
+    others = {name for name in files.names(folder) if name.endswith(UNFINISHED)}
+    if index.get("key") != found or files.compare(folder, index["files"], ignore={INDEX, *others}):
         return None
     return Kept(folder, index["shared"], index["size"], tuple(sorted(index["files"])))
 
@@ -161,8 +166,13 @@ def _likeliest(scores: Tensor, top: int, temperature: float) -> tuple[Tensor, Te
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:
     """Whole or not at all; gives the file's hash."""
-    beside = path.with_suffix(".tmp")
+    beside = _beside(path)
     save_file(tensors, beside)
     digest = files.sha256(beside)
     beside.rename(path)
     return digest
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other run takes: several may write the same logits at once."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")

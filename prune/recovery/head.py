@@ -57,13 +57,17 @@ def head(module: PreTrainedModel) -> Head:
 
 
 def check(module: PreTrainedModel) -> None:
-    """That the two halves make the logits that the whole makes, tried on a few tokens."""
+    """PruneError unless the two halves make the logits that the whole makes, tried on a few tokens."""
     ids = torch.arange(4, device=module.device)[None]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         whole = module(**batch, use_cache=False).logits.float()
         halves = head(module).logits(last_hidden(module, batch))
-    assert (whole - halves).abs().max() <= 1e-2 * whole.abs().max(), f"{type(module).__name__} has a head of its own"
+    if not (whole - halves).abs().max() <= 1e-2 * whole.abs().max():
+        raise PruneError(
+            "makes its logits with a head of its own; training knows linear heads, scaled or capped",
+            where=type(module).__name__,
+        )
 
 
 def last_hidden(module: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:

@@ -74,7 +74,8 @@ class Objective(nn.Module):
             loss = loss + shares["logits"] * found
             parts[:2] = torch.stack(two) / scale
         if paths and signal is not None:
-            found = self._hidden(seen, signal, batch["attention_mask"], totals.seen)
+            mask = batch.get("compared", batch["attention_mask"])  # of a batch that is there for its form alone
+            found = self._hidden(seen, signal, mask, totals.seen)
             loss = loss + scale * shares["hidden"] * found
             parts[2] = found.detach()
         return loss, parts

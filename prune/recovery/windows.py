@@ -57,14 +57,15 @@ def step_batches(rows: Windows, step: int, *, batch_size: int, accumulate: int, 
 
 
 def share(batch: Batch, rank: int, processes: int) -> Batch:
-    """The rows of a batch that one of several processes takes; one without labels where there is none for it."""
+    """The rows of a batch that one of several processes takes; one that counts nowhere where there is none for it."""
     mine = {name: rows[rank::processes] for name, rows in batch.items()}
     if len(mine["input_ids"]):
         return mine
     empty = {name: rows[:1] for name, rows in batch.items()}
     mask = torch.zeros_like(empty["attention_mask"])
     mask[:, 0] = 1  # attention to nothing at all is not a number
-    return empty | {"labels": torch.full_like(empty["labels"], -100), "attention_mask": mask}
+    nothing = {"labels": torch.full_like(empty["labels"], -100), "compared": torch.zeros_like(mask)}
+    return empty | {"attention_mask": mask} | nothing
 
 
 def on(batch: Batch, device: str | torch.device) -> Batch:

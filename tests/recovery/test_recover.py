@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import prune
 from prune.errors import PruneError
 from prune.model.model import Model
 from prune.progress import Progress
+from prune.recovery import cache as caches
 from prune.recovery import fit as loops
 from prune.recovery import recover as recovers
 from prune.recovery.cache import Cache
+from prune.recovery.head import Head
 from prune.recovery.hidden import Hidden
-from prune.recovery.logits import Logits
+from prune.recovery.logits import CHUNK, Logits
+from prune.recovery.objective import Objective, totals
 from prune.recovery.settings import Optimizer, Training
+from prune.recovery.teacher import Teacher, ask
 from prune.recovery.weights import Lora
-from prune.recovery.windows import order
+from prune.recovery.windows import order, share, windows
 from tests.tiny import tiny_model, token_ids
 
 FAST = Optimizer(learning_rate=3e-3, warmup=0.0)
@@ -150,6 +159,113 @@ def test_the_same_steps_in_another_way_give_the_same_losses(changes: dict[str, A
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
+def test_checkpointed_layers_are_run_again_for_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    honest = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: runs.append(torch.is_grad_enabled()) or honest(self, x))
+    counts = []
+    for wanted in (False, True):
+        runs.clear()
+        trained(opened(), replace(SHORT, checkpointing=wanted))
+        counts.append(sum(runs))
+    assert counts == [6 * 3, 2 * 6 * 3]  # steps and layers
+
+
+def test_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 windows of 255 predicted tokens by 4096 ids: two chunks, of the student and of the teacher."""
+    rows: list[int] = []
+    heads: list[int] = []
+    logits, load = Head.logits, recovers.load
+    monkeypatch.setattr(Head, "logits", lambda self, state: rows.append(len(state)) or logits(self, state))
+
+    def watched(model: Model, **how: Any) -> Any:
+        module = load(model, **how)
+        module.lm_head.register_forward_hook(lambda _, inputs, __: heads.append(inputs[0][..., 0].numel()))
+        return module
+
+    monkeypatch.setattr(recovers, "load", watched)
+    student, teacher = (opened(seed, vocab_size=4096, max_position_embeddings=256) for seed in (0, 1))
+    text = batches(4, seed=1, length=256)
+    prune.distill(student, text, teacher=teacher, held_out=text, training=replace(SHORT, steps=1))
+    assert max(rows) == CHUNK["cpu"] // 4096 < 4 * 255
+    assert heads == [4, 4]  # tokens, to see that the two halves are the whole
+
+
+def test_a_head_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: SimpleNamespace(logits=torch.ones(1, 4, 96)))
+    with pytest.raises(PruneError, match="LlamaForCausalLM: makes its logits with a head of its own"):
+        trained(opened())
+
+
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+def test_a_process_without_rows_adds_nothing(distance: Any) -> None:
+    """Two windows and three processes: the parts of the loss are those of one process."""
+    layer = "model.layers.1"
+    student, module = (tiny_model("llama", seed=seed) for seed in (0, 1))
+    teacher = Teacher(module, shared=96, paths=[layer], logits=True)
+    shares = {"logits": 1.0, "hidden": 1.0}
+    options: dict[str, Any] = {"pairs": [(layer, layer)], "projections": torch.nn.ModuleDict()}
+    objective = Objective(student, logits=Logits(), distance=distance, shares=shares, **options)
+    batch = windows(ROWS).batch([0, 1])
+    parts = {
+        count: [
+            objective(share(batch, rank, count), ask(teacher, share(batch, rank, count)), totals([batch]))[1]
+            for rank in range(count)
+        ]
+        for count in (1, 3)
+    }
+    assert parts[3][2].tolist() == [0, 0, 0]
+    torch.testing.assert_close(torch.stack(parts[3]).sum(0), parts[1][0])
+
+
+def test_a_model_that_is_spread_is_measured_a_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As well as one that is held whole. One process stands for several: its shards are the weights themselves."""
+    training = replace(SHORT, weights=Lora(rank=2), autocast=torch.bfloat16)
+    whole = trained(opened(dtype=torch.bfloat16), training)
+    devices: list[str] = []
+    load, honest = recovers.load, recovers.engine
+
+    @contextmanager
+    def spread(*args: Any, **options: Any) -> Iterator[Any]:
+        with honest(*args, **options) as own:
+            yield replace(own, sharded=True)
+
+    monkeypatch.setattr(recovers, "engine", spread)
+    monkeypatch.setattr("prune.recovery.engine.shard", lambda module, _: module)
+    monkeypatch.setattr(recovers, "held_out_loss", None)
+    monkeypatch.setattr(recovers, "load", lambda m, **how: devices.append(how.get("device", "cpu")) or load(m, **how))
+    found = trained(opened(dtype=torch.bfloat16), training)
+    assert not found.record["kept_start"] and devices == ["cpu", "cpu"]
+    assert found.record["after"] == pytest.approx(whole.record["after"], rel=1e-4)
+
+
+def test_a_run_stopped_after_its_last_step_trains_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(opened())
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    honest = recovers._finished
+    monkeypatch.setattr(recovers, "_finished", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trained(opened(), folder=tmp_path / "state")
+    monkeypatch.setattr(recovers, "_finished", honest)
+    monkeypatch.setattr(loops, "_step", None)
+    assert trained(opened(), folder=tmp_path / "state").record == whole.record
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"loss": {}}, "loss: compares nothing"),
+        ({"loss": "hidden", "hidden": Hidden(layers={})}, "hidden: layers compares nothing"),
+    ],
+)
+def test_a_loss_that_compares_nothing_is_refused(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(PruneError, match=expected):
+        taught(opened(), opened(seed=1), **options)
+
+
 def test_hidden_states_are_learnt_by_another_architecture_of_another_width() -> None:
     student = prune.open(tiny_model("qwen2", hidden_size=32, num_hidden_layers=2))
     found = taught(student, opened(), loss={"hidden": 1.0, "logits": 1.0}, hidden=Hidden("cosine", {1: 2}))
@@ -237,6 +353,26 @@ def test_a_damaged_cache_is_taken_anew(tmp_path: Path) -> None:
     (shard,) = (tmp_path / "kept").rglob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
     assert taught(opened(), teacher, cache=Cache(tmp_path / "kept", top=8)).record == first.record
+
+
+def test_what_a_killed_run_was_writing_stands_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, cache, names = opened(seed=1), Cache(tmp_path / "kept", top=8), []
+    save = caches.save_file
+
+    def killed(tensors: Any, path: Path) -> None:
+        names.append(path.name)
+        save(tensors, path)
+        if len(names) < 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(caches, "save_file", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            taught(opened(), teacher, cache=cache)
+    first = taught(opened(), teacher, cache=cache)
+    assert len(set(names)) == 3  # two runs at once never write one file
+    monkeypatch.setattr(caches, "walked_logits", None)  # the teacher is not asked again
+    assert taught(opened(), teacher, cache=cache).record == first.record
 
 
 def test_a_cache_keeps_logits_only_and_fewer_than_there_are(tmp_path: Path) -> None:
