@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -46,7 +47,7 @@ class OptimizerOptions(TypedDict, total=False):
     clip: Annotated[float, Field(ge=0)]
 
 
-WeightOptions = Literal["all", "norms", "lora"] | dict[Literal["lora"], LoraOptions]
+WeightOptions = Literal["all", "norms", "lora"] | Annotated[dict[Literal["lora"], LoraOptions], Field(min_length=1)]
 
 
 def chosen_weights(options: WeightOptions) -> Weights:
@@ -66,6 +67,8 @@ def training_of(run: Run, *, weights: WeightOptions, optimizer: OptimizerOptions
         autocast=autocast(run.device, run.dtype),
         seed=run.seed,
         device=run.device,
+        processes=run.processes,
+        local=run.local,
         **numbers,
     )
 
@@ -91,6 +94,7 @@ def text(
 ) -> tuple[list[Batch], list[Batch]]:
     """Windows to train on and windows to measure on, none of them in both; in a dry run as many as tell of slips."""
     known, calibrated = run.calibration, source is None
+    theirs = {"field": field, "split": split_of(held_out, split)}  # where the held-out text is, of its own source
     if source is None:
         if known is None:
             raise PruneError("training looks at text; give the step `data`, or the recipe a calibration", where="data")
@@ -101,7 +105,8 @@ def text(
     with own():
         data.check(source, split=split)
     if held_out is not None:
-        data.check(held_out)
+        refuse_same(source, held_out)
+        data.check(held_out, split=theirs["split"])
     if chat and data.PYTHON_DOCS in (source, held_out):
         raise PruneError(f"{data.PYTHON_DOCS} holds no instructions; name a file or a Hub dataset", where="data")
     if run.dry and not data.is_file(source):
@@ -121,7 +126,9 @@ def text(
     if held_out is not None:
         with own():
             rows = draw(source, want, field=field, split=split)
-        return rows, draw(held_out, 1 if run.dry else HELD_OUT)
+        if run.dry and not data.is_file(held_out):
+            return rows, []
+        return rows, draw(held_out, 1 if run.dry else HELD_OUT, **theirs)
     with own():
         rows = draw(source, want + (1 if run.dry else HELD_OUT), field=field, split=split)
     if len(rows) < 2:
@@ -131,6 +138,21 @@ def text(
         )
     aside = min(HELD_OUT, max(len(rows) // 5, 1))
     return rows[:-aside], rows[-aside:]
+
+
+def refuse_same(source: str, held_out: str) -> None:
+    """PruneError for held-out data that are trained on."""
+    files = data.is_file(source) and data.is_file(held_out)
+    if source == held_out or (files and Path(source).resolve() == Path(held_out).resolve()):
+        raise PruneError(
+            f"{held_out} is what is trained on; name other data, or leave it out and some of them are not trained on",
+            where="held_out",
+        )
+
+
+def split_of(held_out: str | None, split: str | None) -> str | None:
+    """The split that held-out data are drawn from; a file has none."""
+    return None if held_out is None or data.is_file(held_out) else split
 
 
 def needs(run: Run, teacher: Model | None, training: Training, length: int | None) -> dict[str, float]:

@@ -43,7 +43,7 @@ class HiddenOptions(TypedDict, total=False):
     """How hidden states are compared."""
 
     distance: Literal["mse", "cosine"]
-    layers: dict[int, int]
+    layers: Annotated[dict[int, int], Field(min_length=1)]
 
 
 class CacheOptions(TypedDict, total=False):
@@ -56,7 +56,8 @@ class CacheOptions(TypedDict, total=False):
 def distill(
     run: Run,
     *,
-    loss: Literal["logits", "hidden"] | dict[Literal["logits", "hidden"], Number] = "logits",
+    loss: Literal["logits", "hidden"]
+    | Annotated[dict[Literal["logits", "hidden"], Number], Field(min_length=1)] = "logits",
     teacher: str | None = None,
     logits: LogitOptions = {},  # noqa: B006 - recipes bind it; it is never changed
     hidden: HiddenOptions = {},  # noqa: B006
@@ -90,16 +91,18 @@ def distill(
         `{folder: ..., top: 64}` with how many of each token.
     steps: how often the weights are changed.
     data: text to train on; the calibration text when left out.
-    field: the text field of a .jsonl, .parquet or Hub dataset.
-    split: the split of a Hub dataset.
+    field: the text field of a .jsonl, .parquet or Hub dataset, of held-out text too.
+    split: the split of a Hub dataset, of held-out text too.
     chat: the data are instructions: the chat template is laid over them, and answers alone are learnt.
     held_out: text to measure on; some windows of the data that are not trained on when left out.
-    samples: windows of text, gone over as often as the steps need; as many as they need, at most 20000, when left out.
+    samples: windows of text, gone over as often as the steps need; as many as they need, at most 20000, when left out
+        (set it, and `cache` serves other numbers of steps too).
     length: tokens in a window; that of the calibration, else 512.
     batch_size: windows that go through the model at once, over all processes.
     accumulate: batches in a step.
     weights: what is trained: `all`, `norms` (and biases), or `lora`, which is merged into the weights; its options as
-        in `{lora: {rank: 16, alpha: 32, targets: [q_proj]}}`, every linear of the layers when no targets are given.
+        in `{lora: {rank: 16, alpha: 32, targets: [q_proj]}}`, every linear of the layers when no targets are given
+        (experts that are fused into one tensor are none).
     optimizer: `name` (adamw, adafactor, sgd), `learning_rate` (0.2 / width, four times that for lora and norms),
         `schedule` (cosine, linear, constant), `warmup` (0.05 of the steps), `weight_decay` (0.01), `clip` (1).
     evaluate_every: steps between two looks at held-out text; a tenth of all when left out.

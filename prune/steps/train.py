@@ -23,6 +23,8 @@ from prune.steps._training import (
     WeightOptions,
     leave,
     needs,
+    refuse_same,
+    split_of,
     text,
     training_of,
 )
@@ -55,8 +57,8 @@ def train(
     steps: how often the weights are changed.
     data: text, instructions (messages; instruction and output; prompt and completion), or preferences (prompt, chosen,
         rejected); the calibration text when left out.
-    field: the text field of a .jsonl, .parquet or Hub dataset.
-    split: the split of a Hub dataset.
+    field: the text field of a .jsonl, .parquet or Hub dataset, of held-out text too.
+    split: the split of a Hub dataset, of held-out data too.
     held_out: data to measure on; some of the data that is not trained on when left out.
     samples: windows or pairs, gone over as often as the steps need; as many as they need, at most 20000, when left out.
     length: tokens in a window; that of the calibration, else 512.
@@ -119,12 +121,15 @@ def _prefer(
 ) -> None:
     if source is None:
         raise PruneError("dpo learns from preferences; give the step `data`", where="data")
+    apart = None
+    if held_out is not None:
+        refuse_same(source, held_out)
+        apart = instructions.preferences(held_out, split=split_of(held_out, split))[:HELD_OUT]
     pairs = instructions.preferences(source, split=split)[: samples or MOST]
     aside = min(HELD_OUT, max(len(pairs) // 5, 1))
-    if held_out is None and len(pairs) < 2:
+    if apart is None and len(pairs) < 2:
         raise PruneError("gives 1 pair; one is trained on and another held out", where="data")
-    others = instructions.preferences(held_out)[:HELD_OUT] if held_out else pairs[-aside:]
-    rows = pairs if held_out else pairs[:-aside]
+    rows, others = (pairs[:-aside], pairs[-aside:]) if apart is None else (pairs, apart)
     long = length or LENGTH
     if run.dry:
         run.record["needs"] = needs(run, run.model, training, long)

@@ -12,9 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from prune import files
 from prune.errors import PruneError
+from prune.model.open import open as open_model
 from prune.recipe import apply, check
 from prune.recovery import fit as loops
+from prune.recovery.align import _arguments
+from prune.recovery.optimize import optimizer
+from prune.recovery.settings import Optimizer, Training
 from prune.recovery.watch import Watch
+from prune.report.page import report
+from prune.steps._training import chosen_weights
 
 REMOVE = {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}
 TEXT = {"data": "words.jsonl", "samples": 4, "length": 32}
@@ -160,6 +166,10 @@ def test_a_check_reads_no_weights_and_says_what_it_needs() -> None:
         ({"teacher": "./nowhere"}, "distill.teacher: no model folder './nowhere'"),
         ({"loss": "features"}, "unknown loss 'features'"),
         ({"loss": {"logits": 0}}, "loss.logits must be above 0, not 0"),
+        ({"loss": {}}, "or a mapping of length at least 1"),
+        ({"loss": "hidden", "hidden": {"layers": {}}}, "hidden.layers must be a mapping of length at least 1"),
+        ({"weights": {}}, "or a mapping of length at least 1"),
+        ({"held_out": "./words.jsonl"}, "distill.held_out: ./words.jsonl is what is trained on"),
         ({"logits": {"temperature": 0}}, "logits.temperature must be above 0, not 0"),
         ({"logits": {"divergence": "kl"}}, "unknown logits.divergence 'kl'; choices: forward, jsd, reverse, tvd"),
         ({"loss": "hidden", "hidden": {"layers": {9: 0}}}, "maps layer 9 to 0; choices: 0 to 5 of the student"),
@@ -187,6 +197,7 @@ def test_what_cannot_be_distilled_is_known_before(options: dict[str, Any], expec
         ({"objective": "dpo"}, "dpo learns from preferences; give the step `data`"),
         ({"objective": "dpo", "data": "talk.jsonl"}, "has rows without prompt"),
         ({"objective": "sft", "data": "words.jsonl"}, "has rows with text"),
+        ({"objective": "dpo", "data": "pairs.jsonl", "held_out": "pairs.jsonl"}, "train.held_out: pairs.jsonl is what"),
         ({"objective": "sft", "data": "talk.jsonl", "sharded": True}, "train.sharded: sharding is for clm and distill"),
     ],
 )
@@ -206,7 +217,72 @@ def test_trl_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
 
 def test_teacher_and_student_with_different_vocabularies(fixtures_folder: Path) -> None:
     found = complaint({**SHORT, "teacher": str(fixtures_folder / "models" / "stories260K-llama")})
-    assert "teacher: " in found or "teacher and student have different vocabularies" in found
+    assert "distill.teacher: teacher and student have different vocabularies" in found
+
+
+def test_the_rehearsal_knows_how_many_processes_there_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight GPUs hold what one does not, whether the run or a launcher starts the processes."""
+    monkeypatch.setattr("prune.recipe.loop.pick_device", lambda _: "cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("prune.forecast.flops_per_second", lambda _: 1e12)
+    monkeypatch.setattr("prune.recovery.teacher.available", lambda _: 20_000_000)
+    spread = {"model": "bundled", "calibration": TEXT, "steps": [REMOVE, {"distill": {**SHORT, "sharded": True}}]}
+    check(spread, processes=8)
+    for recipe, count in ((spread, 1), (spread | {"steps": [REMOVE, {"distill": SHORT}]}, 8)):
+        with pytest.raises(PruneError, match="distill: too large: the teacher takes"):
+            check(recipe, processes=count)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    check(spread)
+
+
+def test_a_batch_that_does_not_divide_is_known_before_anything_is_removed() -> None:
+    step = {"train": {**SHORT, "objective": "sft", "data": "talk.jsonl", "batch_size": 3}}
+    recipe = {"model": "bundled", "output": "out", "calibration": TEXT, "steps": [REMOVE, step]}
+    check(recipe)
+    for call in (check, apply):
+        with pytest.raises(PruneError, match="train.batch_size: 3 does not divide by 2 processes"):
+            call(recipe, processes=2)
+    assert not Path("out.work").exists() and not Path("out").exists()
+
+
+def test_a_start_that_was_kept_is_said_in_the_run_and_on_the_page() -> None:
+    wild = {"learning_rate": 1.0, "warmup": 0, "schedule": "constant"}
+    result = run({"train": {**SHORT, "steps": 1, "optimizer": wild}})
+    assert result.steps[0]["record"]["training"]["kept_start"]
+    assert result.warnings == ["training did not lower the loss on held-out text: the model is as it was"]
+    page = report(files.read_json("out/prune.json"), result.timings)["index.html"]
+    assert "step 1: training did not help, and the model it began with was kept" in page
+
+
+def test_held_out_text_is_read_from_the_same_column() -> None:
+    for name in ("one", "two"):
+        lines = [{"text": "", "body": f"{name} says {n} and more of it, " * 30} for n in range(4)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = {**SHORT, "steps": 1, "data": "one.jsonl", "held_out": "two.jsonl", "field": "body"}
+    assert run({"train": options}).steps[0]["record"]["training"]["before"] > 0
+
+
+@pytest.mark.parametrize("weights", ["all", "lora"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trls_trainers_are_given_what_the_options_say(weights: Any, checkpointing: bool, tmp_path: Path) -> None:
+    from transformers import Trainer, get_scheduler
+    from trl import SFTConfig
+
+    settings = Optimizer(name="sgd", schedule="constant", warmup=0.5)
+    training = Training(steps=10, optimizer=settings, weights=chosen_weights(weights), checkpointing=checkpointing)
+    args = SFTConfig(**_arguments(open_model("bundled"), training, str(tmp_path)))
+    assert args.gradient_checkpointing is checkpointing
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+    ours = optimizer([("one", torch.nn.Parameter(torch.zeros(2)))], settings, 0.1)
+    assert kind is type(ours) and options["momentum"] == ours.defaults["momentum"]
+    ours.param_groups[0]["lr"] = 1.0
+    schedule = get_scheduler(args.lr_scheduler_type, ours, args.get_warmup_steps(10), 10)
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        ours.step()
+        schedule.step()
+    assert rates[0] < rates[2] < rates[4] < rates[5] == rates[9]
 
 
 def test_trl_under_a_launchers_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,5 +307,10 @@ def test_a_loss_that_is_not_a_number_leaves_the_weights_before_it(word: str, opt
     assert folder.name == "step-000000001" and (folder / "weights.safetensors").is_file() and not Path("out").exists()
 
 
-def test_float16_is_refused() -> None:
-    assert "float16 needs its losses scaled" in complaint(SHORT, dtype="float16")
+@pytest.mark.parametrize(
+    ("word", "options"),
+    [("distill", {}), ("train", {"objective": "sft", "data": "talk.jsonl"})],
+    ids=["distill", "sft"],
+)
+def test_float16_is_refused(word: str, options: dict[str, Any]) -> None:
+    assert "float16 needs its losses scaled" in complaint({**SHORT, **options}, word=word, dtype="float16")
