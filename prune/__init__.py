@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from prune.recipe import check as check
     from prune.recovery.distill import distill as distill
     from prune.recovery.train import train as train
+    from prune.remove.absorb import absorb as absorb
     from prune.remove.choose import choose as choose
     from prune.remove.cut import cut as cut
     from prune.remove.narrow import narrow as narrow
@@ -60,6 +61,7 @@ _HOMES = {
     "Group": "prune.model.groups",
     "Model": "prune.model.model",
     "Slice": "prune.model.groups",
+    "absorb": "prune.remove.absorb",
     "apply": "prune.recipe",
     "batches": "prune.data",
     "check": "prune.recipe",

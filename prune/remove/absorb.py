@@ -23,6 +23,8 @@ def absorb(model: Model, plan: Mapping[str, Sequence[int]], scores: Mapping[str,
     found = by_name(groups(model, "experts"), names) if names else {}
     shares: dict[str, Tensor] = {}
     for name, group in found.items():
+        if len(plan[name]) == group.units:
+            continue
         share = _shares(model, group, list(plan[name]), scores[name].float())
         shares |= {piece.name: share for piece in group.slices if piece.role == "follower"}
 

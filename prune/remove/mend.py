@@ -40,13 +40,15 @@ def mend(
     mending: Mending,
     *,
     original: Model | None = None,
+    found: Model | None = None,
     record: dict[str, Any],
     **place: Any,
 ) -> Model:
     """The model cut by a plan, and what it lost made up for; `place` are options of `walk`.
 
-    Refit aims at `original` where it has the model's layers and width, else at the model itself. `record` is given
-    what was done. Raises PruneError when there is something to do and no text to look at.
+    Refit aims at `original` where it has the model's layers and width, else at the model as it was `found`, which is
+    another where experts were absorbed before the cut. `record` is given what was done. Raises PruneError when there is
+    something to do and no text to look at.
     """
     if not mending:
         return cut(model, plan)
@@ -59,11 +61,12 @@ def mend(
         record["compensated"] = how
         return compensate(model, plan, batches, how=how, changes=changes, **place)
     options = dict(mending.refit or {})
-    reference = original if options.pop("reference", "original") == "original" and original is not None else model
+    itself = found or model
+    reference = original if options.pop("reference", "original") == "original" and original is not None else itself
     if any(reference.numbers[number] != model.numbers[number] for number in ("layers", "width")):
         record["warning"] = "refit against the model as this step found it: the original has other layers"
-        reference = model
-    with _noted(record) as found:
+        reference = itself
+    with _noted(record) as noted:
         return refit(
             model,
             plan,
@@ -71,7 +74,7 @@ def mend(
             reference=reference,
             fold_only=mending.refit is None,
             changes=Changes.large(model.tensors.bytes),
-            record=found,
+            record=noted,
             **options,
             **place,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -14,14 +15,15 @@ from prune.errors import PruneError
 from prune.model.groups import Kind, groups
 from prune.model.model import Model
 from prune.model.walk import Batch
-from prune.remove.cut import cut
+from prune.remove.absorb import absorb as absorbed
+from prune.remove.cut import Plan, cut
 from prune.remove.decide import Decision, Surroundings, Wanted, check_amounts, decide
 from prune.remove.describe import in_words, notes
 from prune.remove.mend import Mending, mend
 from prune.remove.plan_file import read_plan
 from prune.remove.profile import profile
 from prune.remove.prove import prove
-from prune.remove.score import needs_data, options
+from prune.remove.score import needs_data, options, score
 from prune.remove.stream import measured
 from prune.run import Calibration, Run
 from prune.steps._common import Count, Positive, Ratio, Share, calibration_batches, place
@@ -56,6 +58,7 @@ def remove(
     protect: list[int | str] = [],  # noqa: B006 - recipes bind it; it is never changed
     refit: bool | Refit = False,
     fold: bool = False,
+    absorb: bool = False,
     iterations: Positive = 1,
 ) -> None:
     """Score units, choose the least important ones, and slice them out of the weights.
@@ -79,13 +82,15 @@ def remove(
         `target` (auto, dense, pruned, residual), `linears` (outputs, all), `damping`, `intercept`, `rounds` (of
         Gauss-Newton over whole MLPs), `reference` (original, or input: the model as the step finds it).
     fold: fold dropped layers into the MLP output before them. Refit does this by itself.
+    absorb: average dropped experts, after the last round, into the kept one whose router row is most like theirs (Li et
+        al., MC-SMoE, https://arxiv.org/abs/2310.01334), weighted by how much each is used: one more pass over the data.
     iterations: rounds in which the ratio is reached, each scored on what the last has left.
     """
     kinds = list(dict.fromkeys([what] if isinstance(what, str) else what))
     name, settings = _criterion(criterion, run.seed)
     how: dict[str, Any] = {"scope": scope, "normalize": normalize, "multiple_of": multiple_of, "protect": protect}
     wanted = Wanted(kinds, name, settings, how, ratio, count, budget, uniform, iterations)  # type: ignore[arg-type]
-    _check(run, wanted, {**how, "criterion": criterion}, plan)
+    _check(run, wanted, {**how, "criterion": criterion}, plan, absorb)
     mending = Mending("" if plan else name, None if refit is False else {} if refit is True else refit, fold)
     found = groups(run.model, kinds)
     text = None if run.dry or run.calibration is None else calibration_batches(run)
@@ -95,7 +100,8 @@ def remove(
     at = Surroundings(text, run.original, run.unfinished, run.record, place(run), run.dry)
     decided = Decision(read_plan(plan, kinds)) if plan is not None else decide(model, wanted, mending, at)
     chosen = decided.plan
-    small = cut(model, chosen)
+    big = _absorbed(run, model, chosen, text) if absorb and text is not None else model
+    small = cut(big, chosen)
     run.record.update(
         criterion=name if plan is None else None,
         removed=in_words(found, chosen, named=not run.dry),
@@ -108,7 +114,7 @@ def remove(
     if run.dry:
         if mending and run.calibration is None:
             raise PruneError("refit and fold look at data; give the recipe a calibration", where="refit")
-        walks = plan is None and needs_data(name)
+        walks = (plan is None and needs_data(name)) + absorb
         if run.calibration is not None:
             shown = run.calibration if walks or mending else _proof_text(run)
             rehearsal.calibration(run.model, shown, seed=run.seed)
@@ -119,9 +125,9 @@ def remove(
         if decided.scores:
             run.record["scores"] = profile(found, decided.scores, chosen)
         batch = _proof_batch(run)
-        run.record["proof"] = prove(model, chosen, small, batch, device=run.device, progress=run.progress)
+        run.record["proof"] = prove(big, chosen, small, batch, device=run.device, progress=run.progress)
         small = decided.small or mend(
-            model, chosen, text, mending, original=run.original, record=run.record, **place(run)
+            big, chosen, text, mending, original=run.original, found=model, record=run.record, **place(run)
         )
         run.warnings += [run.record.pop("warning")] if "warning" in run.record else []
         run.record["parameters"][1], run.record["bytes"][1] = small.tensors.parameters, small.tensors.bytes
@@ -141,7 +147,7 @@ def _criterion(given: str | dict[str, dict[str, Any]], seed: int) -> tuple[str, 
     return name, {**({"seed": seed} if "seed" in options(name) else {}), **settings}
 
 
-def _check(run: Run, wanted: Wanted, given: dict[str, Any], plan: str | None) -> None:
+def _check(run: Run, wanted: Wanted, given: dict[str, Any], plan: str | None, absorb: bool) -> None:
     """PruneError for what the options and the recipe alone show to be wrong."""
     given |= {name: getattr(wanted, name) for name in ("ratio", "count", "budget", "uniform", "iterations")}
     parameters = inspect.signature(remove).parameters
@@ -151,9 +157,19 @@ def _check(run: Run, wanted: Wanted, given: dict[str, Any], plan: str | None) ->
         raise PruneError(
             f"criterion {wanted.criterion!r} looks at data; give the recipe a calibration", where="criterion"
         )
+    if absorb and "experts" not in wanted.kinds:
+        raise PruneError("only experts are absorbed, and `what` has none; choices: what: experts", where="absorb")
+    if absorb and run.calibration is None:
+        raise PruneError("absorb weighs experts by their use; give the recipe a calibration", where="absorb")
 
 
-def _needs(run: Run, small: Model, *, walks: bool) -> dict[str, float]:
+def _absorbed(run: Run, model: Model, plan: Plan, text: Sequence[Batch]) -> Model:
+    """The model whose dropped experts live on in the kept ones, each weighted by the gates that its tokens gave it."""
+    found = [group for group in groups(model, "experts") if group.name in plan]
+    return absorbed(model, plan, score(model, found, text, criterion="frequency", soft=True, **place(run)))
+
+
+def _needs(run: Run, small: Model, *, walks: int) -> dict[str, float]:
     """What removing will take: the walk over the calibration data, the proof's two, and the new checkpoint."""
     windows, tokens = PROOF_TOKENS
     parts = [
@@ -162,7 +178,8 @@ def _needs(run: Run, small: Model, *, walks: bool) -> dict[str, float]:
     ]
     if walks and run.calibration is not None:
         count = run.calibration.samples * run.calibration.length
-        parts.append(forecast.walking(run.model, tokens=count, length=run.calibration.length, device=run.device))
+        length = run.calibration.length
+        parts.append(forecast.walking(run.model, tokens=count, length=length, device=run.device, walks=walks))
     return forecast.together(*parts)
 
 

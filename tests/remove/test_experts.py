@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from prune.errors import PruneError
 from prune.model.groups import groups
@@ -14,6 +18,7 @@ from prune.model.model import Model
 from prune.model.open import open as open_model
 from prune.model.tensors import Tensors
 from prune.model.walk import logits, walk
+from prune.recipe import apply, check
 from prune.remove.absorb import absorb
 from prune.remove.choose import choose
 from prune.remove.cut import cut
@@ -106,6 +111,57 @@ def test_absorbing_equal_experts_changes_nothing_and_keeps_shapes(model: Model) 
     before = model.tensors.read(name)
     assert not torch.allclose(mixed[[0, 3]], before[[0, 3]])
     assert torch.allclose(mixed[[1, 2]], before[[1, 2]], atol=1e-6)  # dropped ones are left as they were
+
+
+TEXT = {"data": "python-docs", "samples": 2, "length": 16}
+HALF = {"what": "experts", "ratio": 0.5, "criterion": "magnitude"}
+
+
+def mixture(folder: Path, *, equal: bool = False) -> Path:
+    """A mixture on disk that text can be given to, the experts of a layer all different or all equal."""
+    tokenizer = open_model("bundled").tokenizer()
+    module = copy.deepcopy(zoo.module("mixtral", vocab_size=len(tokenizer)))
+    for stack in (stack for layer in module.model.layers for stack in layer.mlp.experts.parameters() if equal):
+        stack.data = stack.data[:1].expand_as(stack).contiguous()
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def applied(folder: Path, output: Path, **remove: Any) -> Model:
+    apply({"model": str(folder), "output": str(output), "calibration": TEXT, "steps": [{"remove": {**HALF, **remove}}]})
+    return open_model(str(output))
+
+
+def answers(model: Model) -> Tensor:
+    return next(iter(logits(model, [{"input_ids": zoo.token_ids(2, 8)}])))
+
+
+def test_a_recipe_absorbs_what_it_drops_into_what_a_stock_class_loads(tmp_path: Path) -> None:
+    folder = mixture(tmp_path / "whole")
+    plain, merged = applied(folder, tmp_path / "plain"), applied(folder, tmp_path / "merged", absorb=True)
+    names = plain.tensors.info
+    differing = {name for name in names if not torch.equal(plain.tensors.read(name), merged.tensors.read(name))}
+    assert differing == {name for name in names if ".experts." in name}
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert type(stock) is MixtralForCausalLM and stock.config.num_local_experts == 2
+    with torch.no_grad():
+        assert torch.allclose(stock(zoo.token_ids(2, 8)).logits, answers(merged), atol=1e-4)
+
+
+def test_equal_experts_lose_nothing_where_a_recipe_absorbs_half(tmp_path: Path) -> None:
+    folder = mixture(tmp_path / "whole", equal=True)
+    before = answers(open_model(str(folder)))
+    after = answers(applied(folder, tmp_path / "merged", absorb=True))
+    assert torch.allclose(before, after, atol=1e-4 * before.abs().max().item())
+
+
+def test_absorbing_is_of_experts_and_looks_at_data(tmp_path: Path) -> None:
+    recipe = {"model": str(mixture(tmp_path)), "output": "out"}
+    with pytest.raises(PruneError, match="absorb: only experts are absorbed, and `what` has none"):
+        check({**recipe, "calibration": TEXT, "steps": [{"remove": {**HALF, "what": "channels", "absorb": True}}]})
+    with pytest.raises(PruneError, match="absorb: absorb weighs experts by their use; give the recipe a calibration"):
+        check({**recipe, "steps": [{"remove": {**HALF, "absorb": True}}]})
 
 
 def test_fewer_experts_than_a_token_goes_to_are_refused(model: Model) -> None:
