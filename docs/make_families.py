@@ -178,6 +178,8 @@ def _remarks(model: Model) -> list[tuple[str, str]]:
         found.append(("No layers", f"where the config sets {', '.join(f'`{name}`' for name in family.numbered)}"))
     if "experts" in family.parts:
         found.append(("Channels of experts", "they stay in multiples of 8, as grouped kernels need"))
+    if any(".shared_expert." in name for name in model.tensors.info):
+        found.append(("Shared expert", "it is never cut; `channels` and `experts` are those that the router chooses"))
     return found
 
 
