@@ -155,12 +155,12 @@ def _draft(found: Mapping[str, Any], architectures: list[str]) -> str:
         ", ".join([*(f'*rows("{maker}", "c")' for maker in one["made_by"]), f'*cols("{one["read_by"]}", "c")'])
         for one in found["channels"][:1]
     ]
-    channels = f"({mlp[0]})" if mlp else "()"
+    channels = f'"channels": ({mlp[0]}),' if mlp else '# "channels": (...),'
     used = {f"{linear}.weight" for one in found["channels"][:1] for linear in (*one["made_by"], one["read_by"])}
     rest = ", ".join(tensor for tensor in found["beside"] if tensor not in used)
     return (
         f'"""{name}."""\n\nfrom prune.model.family import Family, cols, rows\n\n'
         f'FAMILY = Family(\n    model_type="{name}",\n    classes={classes},\n    layers="{path}",\n'
-        f'    parts={{\n        "heads": (),  # of: {rest}\n        "channels": {channels},\n    }},\n'
+        f'    parts={{\n        # "heads": (...), of: {rest}\n        {channels}\n    }},\n'
         f"    sizes={{\n{sizes}    }},\n)\n"
     )

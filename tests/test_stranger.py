@@ -51,6 +51,8 @@ def test_the_draft_is_a_family_whose_channels_are_right(falcon: Path) -> None:
     family = names["FAMILY"]
     assert isinstance(family, Family) and family.model_type == "falcon" and family.layers == "transformer.h"
     parts = {part.tensor: part.dim for part in family.parts["channels"]}
+    assert set(family.parts) == {"channels"}  # heads are left to a person: a kind without slices would be offered
+    assert "self_attention.query_key_value.weight" in found["draft"]
     assert parts == {"mlp.dense_h_to_4h.weight": 0, "mlp.dense_h_to_4h.bias": 0, "mlp.dense_4h_to_h.weight": 1}
     assert set(family.sizes) == {"layers", "width", "heads", "kv_heads", "channels"}
 
