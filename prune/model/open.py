@@ -51,6 +51,12 @@ def open(source: str | Path | PreTrainedModel, *, revision: str | None = None, h
 
 
 def _checked(model: Model) -> Model:
+    if getattr(model.config, "add_cross_attention", False):
+        raise PruneError(
+            f"a {model.family.model_type} with add_cross_attention attends to another model, which no family states;"
+            " open one without",
+            where=model.source,
+        )
     return replace(model, tensors=skeleton.check(model))
 
 

@@ -16,6 +16,7 @@ from prune.errors import PruneError
 from prune.model.foreign import read_config, scrub
 from prune.model.open import open as open_model
 from prune.model.save import save
+from tests import zoo
 from tests.tiny import FAMILIES, tiny_model
 
 
@@ -210,3 +211,8 @@ def test_a_damaged_tokenizer_is_one_line(tmp_path: Path, name: str, text: str) -
     with pytest.raises(PruneError) as caught:
         open_model(tmp_path / "m").tokenizer()
     assert "\n" not in str(caught.value)
+
+
+def test_attention_to_another_model_is_refused() -> None:
+    with pytest.raises(PruneError, match="a gpt2 with add_cross_attention attends to another model"):
+        open_model(zoo.module("gpt2", add_cross_attention=True))
