@@ -30,6 +30,7 @@ TOLERANCE = 1e-4  # largest difference between masked and sliced, relative to th
 # What a network's own code raises when shapes are not what it expects.
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # one mean a channel; norms over channels change when one goes
 
 
@@ -106,7 +107,7 @@ def _graph(module: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, list[I
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         graph = torch_pruning.DependencyGraph().build_dependency(
-            module, example_inputs=inputs, output_transform=_tensors
+            module, example_inputs=inputs, output_transform=tensors_of
         )
         return [_items(graph, group, names) for group in graph.get_all_groups()]
 
@@ -125,14 +126,14 @@ def _inside(layer: str, name: str) -> bool:
     return layer == name or layer.startswith(f"{name}.")
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors in a network's output, at least one. Raises PruneError."""
     if found := _flat(output):
         return found
     raise PruneError("the network's output holds no tensor; it must be tensors, in lists, tuples or mappings")
 
 
 def _flat(output: Any) -> list[Tensor]:
-    """The tensors in a network's output."""
     if isinstance(output, Tensor):
         return [output]
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
@@ -185,6 +186,8 @@ def _parts(module: nn.Module | None, name: str, outputs: bool) -> list[Slice] | 
         if not outputs:
             return [Slice(f"{name}.weight", 1, empty, "consumer")]
         return [Slice(f"{name}.{leaf}", 0, empty, "producer") for leaf in follow]
+    if isinstance(module, TRANSPOSED):
+        return f"{name} is a transposed convolution, and those stay whole"
     if module is None:
         return f"{name} is a parameter of its own"
     return f"{name} is a {type(module).__name__}, which runs over the channels"
@@ -216,8 +219,8 @@ def difference(traced: Traced, plan: Mapping[str, Sequence[int]], small: nn.Modu
             weight = masked.get(piece.name, traced.module.get_parameter(piece.name).detach()).clone()
             masked[piece.name] = weight.index_fill(piece.dim, positions.to(weight.device), 0)
     with torch.no_grad(), evaluating(traced.module), evaluating(small):
-        expected = _tensors(functional_call(traced.module, masked, traced.example))
-        found = _tensors(small(*traced.example))
+        expected = tensors_of(functional_call(traced.module, masked, traced.example))
+        found = tensors_of(small(*traced.example))
     if [one.shape for one in expected] != [other.shape for other in found]:
         return math.inf
     return max(_gap(one, other) for one, other in zip(expected, found, strict=True))

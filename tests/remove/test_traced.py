@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from prune import files
 from prune.errors import PruneError
@@ -88,6 +89,19 @@ class Grouped(nn.Module):
         return self.head(self.gather(stream).relu().mean((2, 3)))
 
 
+class Published(nn.Module):
+    """ResNet as transformers has it, with its logits for an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic", num_labels=5)
+        self.model = ResNetForImageClassification(config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.model(image).logits
+        return found
+
+
 class Stream(nn.Module):
     """The stem's channels are also those of `inner.b`; the tracer names the group by one of them."""
 
@@ -104,7 +118,7 @@ class Stream(nn.Module):
 
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-NETWORKS = (Residual, Mobile, ConvNext, Grouped)
+NETWORKS = (Residual, Mobile, ConvNext, Grouped, Published)
 
 
 def made(network: type[nn.Module]) -> nn.Module:
@@ -137,6 +151,13 @@ def test_what_stays_whole_is_said() -> None:
     assert set(trace(made(ConvNext), IMAGE).left_out) >= {"head", "stem"}
     assert "LayerNorm" in trace(made(ConvNext), IMAGE).left_out["stem"]
     assert trace(made(Residual), IMAGE, ignore=["one"]).left_out["one"] == "you asked for it"
+
+
+def test_transposed_convolutions_stay_whole_and_are_called_so() -> None:
+    up = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1))
+    traced = trace(up, IMAGE)
+    assert [group.name for group in traced.groups] == ["2"]
+    assert "transposed convolution" in traced.left_out["0"] and "transposed convolution" in traced.left_out["1"]
 
 
 def test_convolutions_in_groups_stay_whole() -> None:
@@ -229,6 +250,32 @@ def test_onnx_computes_the_same(tmp_path: Path) -> None:
     save(cut(traced, halved(traced)), {}, tmp_path / "small", example=IMAGE)
     assert (tmp_path / "small" / "model.onnx").stat().st_size > 1000
     assert not list((tmp_path / "small").glob("*.pt"))
+
+
+class Two(nn.Module):
+    """Two inputs, and outputs in a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        inner = (self.one(left) + self.other(right)).relu()
+        scores = self.head(inner)
+        return {"scores": scores, "sum": scores.sum(1)}
+
+
+def test_a_graph_takes_several_inputs_and_gives_the_first_output(tmp_path: Path) -> None:
+    left, right = torch.randn(2, 4), torch.randn(2, 3)
+    traced = trace(Two().eval(), (left, right))
+    small = cut(traced, halved(traced))
+    save(small, {}, tmp_path / "small", example=(left, right))
+    graph = traced_save.open_graph(tmp_path / "small" / "model.onnx")
+    found = traced_save.outputs(graph, {"input": left, "input_2": right})["output"]
+    assert torch.allclose(found, small(left, right)["scores"], atol=1e-5)
+    with pytest.raises(PruneError, match="example: a graph takes tensors"):
+        save(small, {}, tmp_path / "other", example=(left, "right"))  # type: ignore[arg-type]
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_graph_that_computes_something_else_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
