@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,8 +47,9 @@ ROOM = {"query_heads": {"num_key_value_heads": 2}, "layers": {"t5": {"num_layers
 @cache
 def roomy(model_type: str, kind: str) -> Model:
     """The family's model, with room for a quarter of the kind to go."""
-    changes = ROOM.get(kind, {})
-    return open_model(zoo.module(model_type, **(changes.get(model_type, {}) if kind == "layers" else changes)))  # type: ignore[arg-type]
+    changes: dict[str, Any] = ROOM.get(kind, {})
+    changes = changes.get(model_type, {}) if kind == "layers" else changes
+    return open_model(zoo.module(model_type, **changes)) if changes else opened(model_type)
 
 
 @cache
