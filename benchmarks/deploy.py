@@ -1,8 +1,9 @@
 """Deployment's figures: latency of a pruned model against the dense one, int8's bytes and perplexity, time to export.
 
+    export OMP_NUM_THREADS=1                # as the figures were measured
     python benchmarks/deploy.py latency     # 298 M parameters, random: PyTorch and ONNX Runtime, prefill and decode
     python benchmarks/deploy.py int8        # the bundled model: bytes and perplexity of each dtype
-    python benchmarks/deploy.py export      # the bundled model to ONNX, whole processes
+    python benchmarks/deploy.py export      # the bundled model to ONNX, whole processes, 3 at most
 
 Both sides of a ratio run in one call, alternated; medians are printed with their spread. docs/deployment.md keeps the
 figures with hardware and versions.
@@ -147,11 +148,10 @@ def timed(call: Callable[[], Any], inner: int) -> float:
 def int8(folder: Path, _: int) -> None:
     import prune
 
-    batches = None
     sizes: dict[str, int] = {}
     model = prune.open("bundled")
     for name, options in {"fp32": {}, "fp16": {"dtype": "fp16"}, "int8": {"dtype": "int8"}}.items():
-        record = prune.export(model, folder / name, calibration=batches, **options)
+        record = prune.export(model, folder / name, **options)
         sizes[name] = record["files"]["model.onnx"]
         parity, change = record["parity"], record.get("perplexity_change", {})
         cost = (

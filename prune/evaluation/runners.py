@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prune.model.caching import cache_argument, cache_of, takes_cache
-from prune.model.graph import open_graph, outputs, positions, run_graph
+from prune.model.graph import completed, open_graph, outputs, run_graph
 
 PYTORCH, ONNX = "PyTorch", "ONNX Runtime"
 
@@ -112,12 +112,10 @@ def _inputs(known: Mapping[str, Any], ids: Tensor, seed: int) -> dict[str, Tenso
     if "pixel_values" in known:
         size = [len(ids), *known["pixel_values"].shape[1:]]
         return {"pixel_values": torch.randn(size, generator=torch.Generator().manual_seed(seed))}
-    mask = torch.ones_like(ids)
-    named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": mask * 0, "position_ids": positions(mask)}
-    return {name: value for name, value in named.items() if name in known}
+    return completed({"input_ids": ids})
 
 
 def runtime_of(path: Path) -> str:
     """What runs an exported graph, with the type of its weights where its folder states one: `onnx-int8`."""
     _, _, kind = path.parent.name.partition("onnx-")
-    return f"{ONNX} {kind}".strip()
+    return f"{ONNX} {kind.replace('-', ' ')}".strip()

@@ -37,7 +37,15 @@ def refusal(architecture: type[PreTrainedModel], config: Any) -> str | None:
     other = sorted(kind for kind in kinds if not kind.endswith("attention") or kind.startswith("linear"))
     if other or getattr(architecture, "_is_stateful", False):
         return f"onnx carries keys and values only, and {name} keeps another state ({', '.join(other) or 'recurrent'})"
+    if "dynamic" in _rotary(config):
+        return "onnx carries no rope_type dynamic, whose frequencies are computed anew as the text grows"
     return None
+
+
+def _rotary(config: Any) -> set[Any]:
+    """The types of a config's rotary positions: one, or one for each kind of layer."""
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return {one.get("rope_type") for one in (given, *given.values()) if isinstance(one, dict)}
 
 
 def ports(model: PreTrainedModel) -> Ports:

@@ -31,11 +31,14 @@ def refusal(architecture: type[PreTrainedModel], config: Any) -> str | None:
 
 def ports(model: PreTrainedModel) -> Ports:
     """The model under Optimum's names: input_ids, attention_mask and token_type_ids, or pixel_values, to logits."""
-    inputs = shapes(model)
-    first, second = (_sample(model, inputs, call) for call in (0, 1))
-    one, other = (answers(model, sample) for sample in (first, second))
-    dims = {name: _dims(one[name].shape, other[name].shape) for name in one}
-    return Ports(_Flat(model), first, list(one), {**inputs, **dims})
+    inputs, given = shapes(model), answer_shapes(model)
+    return Ports(_Flat(model), _sample(model, inputs, 0), list(given), {**inputs, **given})
+
+
+def answer_shapes(model: PreTrainedModel) -> dict[str, Dims]:
+    """What a model gives, and the dims: read from two calls of other sizes, since configs do not say."""
+    one, other = (answers(model, _sample(model, shapes(model), call)) for call in (0, 1))
+    return {name: _dims(one[name].shape, other[name].shape) for name in one}
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 from prune import files
 from prune.errors import PruneError
+from prune.exports import formats
 from prune.exports.job import Job
 from prune.model.model import Model
 
@@ -19,7 +20,8 @@ def export(job: Job, *, repo: str, private: bool = True, revision: str | None = 
     """Send the finished output to the Hugging Face Hub, with the token in the environment variable HF_TOKEN.
 
     Everything the run writes goes: checkpoint, card, report, other exports. It is sent last, when the output is whole;
-    a run that is started again sends what was not. `prune push` sends an output that is there.
+    a run that is started again sends what was not. `prune push` sends an output that is there. Weights and exports of
+    an earlier push that this output lacks are deleted there.
 
     repo: `owner/name`; made where there is none.
     private: nobody else can see the repository. One that is public already is refused unless this is false.
@@ -85,9 +87,16 @@ def publish(
             folder_path=str(folder),
             revision=revision,
             allow_patterns=names,
+            delete_patterns=_ours(),
             commit_message="Pruned with prune",
         )
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PruneError(f"the Hub did not take {folder}: {reason}", where="repo") from error
     return {"repo": repo, "commit": str(commit.oid), "url": str(commit.commit_url)}
+
+
+def _ours() -> list[str]:
+    """Patterns of what a push takes away where the output lacks it: old weights beside a new index would be read."""
+    folders = [name for name in formats() if name != "hub"]
+    return ["model*.safetensors*", *(pattern for name in folders for pattern in (f"{name}/*", f"{name}-*/*"))]

@@ -22,7 +22,7 @@ from prune.exports.parity import Written
 from prune.model import family as families
 from prune.model import tracing
 from prune.model.companions import content
-from prune.model.graph import feeds, open_graph, positions
+from prune.model.graph import completed, feeds, open_graph
 from prune.model.model import Model
 from prune.model.save import load
 from prune.model.walk import Batch
@@ -49,7 +49,8 @@ def export(
     decoding; encoders and vision models answer in one call.
 
     dtype: of the weights. int8 has a scale for each output channel, and computes in integers.
-    static: with int8, fix the ranges of activations on the recipe's calibration, in place of finding them in each call.
+    static: with int8, fix the ranges of activations on the recipe's calibration, in place of finding them in each call;
+        but for an embedding that is the head too, which finds the head's in each call still.
     opset: of the ONNX operators.
     tolerance: the largest difference of logits from PyTorch's allowed, as a share of the largest logit; when left out,
         1e-4, 2e-2 for fp16 and 0.5 for int8.
@@ -101,11 +102,12 @@ def save(
     if reason := _refusal(type(model), model.config):
         raise PruneError(reason, where="onnx")
     kind, parity = (decoder, parity_decoder) if decoder.decodes(type(model)) else (encoder, parity_encoder)
-    track = (progress or Progress(quiet=True)).track(f"export onnx {dtype}", 1 + parity.rounds(model))
+    progress = progress or Progress(quiet=True)
+    track = progress.track(f"export onnx {dtype}", 1 + parity.rounds(model))
     with files.staged(folder) as staging, track as advance:
         ours = _copy(model, torch.float32)
         source = ours if dtype != "fp16" else _copy(model, torch.float16)
-        path, limit = staging / FILE, tolerance or TOLERANCES[dtype]
+        path, limit, again = staging / FILE, tolerance or TOLERANCES[dtype], list[str]()
         _save_companions(ours, companions, staging, dtype)
         for whole in (False, True):
             made = _graph(kind, source, opset, whole)
@@ -116,11 +118,14 @@ def save(
             try:
                 found = parity.compare(Written(path, ours, made.ends, limit), advance=advance)
                 break
-            except PruneError:  # layers that were taken to be of one kind may not be
+            except PruneError as error:  # layers that were taken to be of one kind may not be
                 if not made.repeats:
                     raise
+                said = error.message.removesuffix("; nothing was written")
+                again = [f"every layer was traced: with one traced for several {said}"]
+                progress.say(f"onnx: {again[0]}")
         sizes = {name: (staging / name).stat().st_size for name in files.names(staging)}
-    notes = found.pop("notes", [])
+    notes = again + found.pop("notes", [])
     said = {"format": "onnx", "dtype": dtype, "opset": opset, "files": sizes, "parity": found}
     return said | ({"notes": notes} if notes else {})
 
@@ -138,12 +143,7 @@ def _has_tokenizer(model: Model) -> bool:
 def _feeds(path: Path, batches: list[Batch]) -> list[dict[str, Any]]:
     """Calibration batches as the graph takes them, with an empty cache where it has one."""
     session = open_graph(path)
-    return [feeds(session, _with_positions(batch)) for batch in batches]
-
-
-def _with_positions(batch: Batch) -> dict[str, torch.Tensor]:
-    mask = batch.get("attention_mask")
-    return {**batch, "position_ids": positions(mask)} if mask is not None else {**batch}
+    return [feeds(session, completed(batch)) for batch in batches]
 
 
 def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -27,12 +27,13 @@ def compare(written: Written, *, advance: Advance) -> dict[str, Any]:
     module = written.module
     with parity.threads(module):
         graph, points = open_graph(written.path), _points(module)
+        tokenwise = {name for name, dims in encoder.answer_shapes(module).items() if encoder.LENGTH in dims}
         worst, same = Worst(-1.0, "", {}), torch.zeros(2, dtype=torch.long)
         for point in points:
             feeds, mask = _feeds(module, point)
             found = outputs(graph, feeds)
             for name, expected in encoder.answers(module, feeds).items():
-                each = mask if mask is not None and expected.shape[: mask.ndim] == mask.shape else None
+                each = mask if name in tokenwise else None
                 where = str(point) if mask is not None else f"batch {point.batch}"
                 worst = max(worst, parity.difference(expected, found[name], each, where, feeds), key=parity.size)
                 same += _same(expected, found[name].float(), each)

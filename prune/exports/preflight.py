@@ -18,6 +18,16 @@ from prune.model.model import Model
 RULES = Path(__file__).with_name("runtimes.toml")
 POOLED = ("BertForSequenceClassification", "BertForTokenClassification", "RobertaForSequenceClassification")
 
+# The ORTModel classes of optimum-onnx that load a graph of one call, by the ends of the architectures' names.
+ORT_TASKS = (
+    "ForMaskedLM",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForMultipleChoice",
+    "ForImageClassification",
+)
+
 
 def table(model: Model, exported: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, str]]:
     """One row for each runtime: `runtime`, `verdict` ("loads", "loads with", "will not"), `why`, and `source`.
@@ -72,6 +82,7 @@ def _facts(model: Model) -> set[str]:
     grouped heads: fewer key-value heads than query heads.
     deci: Deci's words can state it.
     pools in vLLM: an encoder with a head that vLLM serves as a pooling model.
+    has an ORTModel class: optimum-onnx has one for its head.
     written by transformers 5: its tokenizer names a class that transformers 4 has not.
     """
     numbers = model.numbers
@@ -84,6 +95,7 @@ def _facts(model: Model) -> set[str]:
         "grouped heads": numbers["kv_heads"] != heads,
         "deci": not model.uniform and _states(model),
         "pools in vLLM": model.architecture.__name__ in POOLED,
+        "has an ORTModel class": model.architecture.__name__.endswith(ORT_TASKS),
         "written by transformers 5": _tokenizer_class(model) == "TokenizersBackend",
     }
     return {name for name, true in holds.items() if true}

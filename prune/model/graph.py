@@ -40,6 +40,20 @@ def outputs(session: Any, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {value.name: torch.from_numpy(one) for value, one in zip(session.get_outputs(), found, strict=True)}
 
 
+def completed(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with all that may go with its token ids: every token attended, of the first type, at its own position."""
+    if "input_ids" not in named:
+        return dict(named)
+    ids = named["input_ids"]
+    mask = named.get("attention_mask", torch.ones_like(ids))
+    return {
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros_like(ids),
+        "position_ids": positions(mask),
+        **named,
+    }
+
+
 def feeds(session: Any, named: Mapping[str, Tensor], past: list[Any] | None = None) -> dict[str, Any]:
     """The inputs of a graph as it takes them: those that are named, in its types, and a cache, empty without `past`."""
     inputs = {value.name: value for value in session.get_inputs()}
@@ -48,7 +62,9 @@ def feeds(session: Any, named: Mapping[str, Tensor], past: list[Any] | None = No
         for name, value in inputs.items()
         if name in named
     }
-    caches = {name: value for name, value in inputs.items() if name not in named}
+    caches = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
+    missing = inputs.keys() - given.keys() - caches.keys()
+    assert not missing, (missing, list(named))
     if past is None:
         rows = len(next(iter(named.values())))
         past = [

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -162,10 +162,11 @@ def rewrite(model: Any, path: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporter's chatter from stdout, where results go, and its advice to developers from stderr."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    """Keeps the exporter's chatter off the terminal: advice to its developers, and graphs of what it cannot trace."""
+    names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir", "root")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

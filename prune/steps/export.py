@@ -18,7 +18,8 @@ from prune.steps._common import calibration_batches
 def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
     """Write the model in a format that others serve, beside the checkpoint, checked against PyTorch.
 
-    It goes to a folder of the output named after the format and, where one is given, the dtype: `onnx`, `onnx-int8`.
+    It goes to a folder of the output named after the format and what is asked of it: `onnx`, `onnx-int8`,
+    `onnx-int8-static`, `hf-code`, `hf-deci`.
 
     format: one of those below, each with options of its own that stand beside it.
     """
@@ -42,7 +43,9 @@ def export(run: Run, *, format: str = "onnx", **options: Any) -> None:
 
 def place(format: str, options: Mapping[str, Any]) -> str:
     """The folder of the output that an export goes to."""
-    return f"{format}-{options['dtype']}" if options.get("dtype") else format
+    words = [options.get("dtype"), options.get("as_") or options.get("as")]
+    words += [name for name in ("static", "code") if options.get(name)]
+    return "-".join([format, *(str(word) for word in words if word)])
 
 
 def _refuse_taken(folder: str, earlier: Sequence[Mapping[str, Any]]) -> None:

@@ -215,7 +215,7 @@ def test_through_a_recipe(tmp_path: Path) -> None:
     recipe = {"model": "bundled", "output": tmp_path / "out", "steps": steps}
     prune.check(recipe)
     assert prune.apply(recipe).steps[0]["options"] == {"format": "hf", "as": "deci", "code": False}
-    assert {"hf/config.json", "hf/configuration_decilm.py", "hf/model.safetensors"} <= set(
+    assert {f"hf-deci/{name}" for name in ("config.json", "configuration_decilm.py", "model.safetensors")} <= set(
         files.names(tmp_path / "out")
     )
     line = ["export", "bundled", str(tmp_path / "hf"), "--format", "hf", "--set", "as=deci", "-q"]

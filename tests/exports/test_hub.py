@@ -14,6 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 
 import prune
 from prune import cli, files
@@ -32,6 +33,7 @@ class Hub:
     token: str | None = None
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     took: dict[str, bytes] = field(default_factory=dict)
+    holds: set[str] = field(default_factory=set)
 
     def create_repo(self, repo: str, **options: Any) -> None:
         self.calls.append(("create_repo", {"repo": repo, **options}))
@@ -42,11 +44,15 @@ class Hub:
     def create_branch(self, repo: str, **options: Any) -> None:
         self.calls.append(("create_branch", {"repo": repo, **options}))
 
-    def upload_folder(self, *, folder_path: str, allow_patterns: list[str], **options: Any) -> Any:
+    def upload_folder(
+        self, *, folder_path: str, allow_patterns: list[str], delete_patterns: list[str], **options: Any
+    ) -> Any:
         if self.refuses:
             raise OSError("connection reset\nand more")
         self.calls.append(("upload_folder", options))
         self.took = {name: Path(folder_path, name).read_bytes() for name in allow_patterns}
+        self.holds -= set(filter_repo_objects(list(self.holds), allow_patterns=delete_patterns))
+        self.holds |= set(self.took)
         return SimpleNamespace(oid="c0ffee", commit_url="https://hub/commit/c0ffee")
 
 
@@ -148,6 +154,16 @@ def test_a_repository_that_is_public_is_not_sent_to_by_mistake(output: Path, api
     assert api.took == {}
     assert prune.publish(output, repo="me/small", private=False, revision="v1")["commit"] == "c0ffee"
     assert ("create_branch", {"repo": "me/small", "branch": "v1", "exist_ok": True}) in api.calls
+
+
+def test_weights_and_exports_of_an_earlier_push_do_not_stay_beside_the_new_ones(output: Path, api: Hub) -> None:
+    """Loaders prefer one whole file to the index of several."""
+    kept = {".gitattributes", "LICENSE", "adapters/adapter_model.safetensors", "hfiles/notes.txt"}
+    api.holds = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "model.safetensors", *kept}
+    api.holds |= {"onnx/model.onnx", "onnx-int8-static/model.onnx", "gguf-f16/model.gguf", "hf-deci/config.json"}
+    prune.publish(output, repo="me/small")
+    assert api.holds == kept | set(api.took)
+    assert "model.safetensors" in api.took
 
 
 def test_an_output_that_was_changed_is_not_sent(output: Path, api: Hub) -> None:

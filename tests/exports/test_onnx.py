@@ -309,6 +309,17 @@ def test_not_carried(architecture: str, why: str) -> None:
     assert why in str(onnx._refusal(found, found.config_class()))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_frequencies_that_change_with_the_length_are_not_carried(nested: bool) -> None:
+    name = "Gemma3ForCausalLM" if nested else "LlamaForCausalLM"
+    rotary: Any = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    found = getattr(transformers, name)
+    config = CONFIG_MAPPING["gemma3_text" if nested else "llama"]()
+    assert onnx._refusal(found, config) is None
+    config.rope_parameters = {"full_attention": rotary, "sliding_attention": {}} if nested else rotary
+    assert "no rope_type dynamic" in str(onnx._refusal(found, config))
+
+
 def test_a_model_without_cache_is_refused_before_work(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

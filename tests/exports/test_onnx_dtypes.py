@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from transformers import PreTrainedModel
 
 import prune
 from prune.errors import PruneError
-from prune.exports import onnx
+from prune.exports import encoder, onnx, parity, parity_encoder
+from prune.model import tracing
+from prune.model.graph import completed, feeds
 from tests import zoo
 from tests.tiny import tiny_model, token_ids
 
@@ -138,12 +141,42 @@ def weights(folder: Path) -> int:
     return sum(one.const_value.nbytes for one in ir.load(folder / "model.onnx").graph.initializers.values())
 
 
-def test_an_int8_classifier_answers_alike(tmp_path: Path) -> None:
-    module = zoo.module("bert", seed=1)
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_int8_classifiers_answer_alike(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges from calibration too, which tells nothing of token types."""
+    module = zoo.module(name, seed=1)
     gentle = type(module)(module.config).eval()
-    record = onnx.save(gentle, {}, tmp_path / "onnx", dtype="int8")
-    equal, total = record["parity"]["same_answers"]
-    assert equal >= 0.7 * total
+    graph = onnx._graph(encoder, gentle, tracing.OPSET, False)
+    monkeypatch.setattr(onnx, "_graph", lambda *_: graph)
+    batches = [{**zoo.batch(name, seed), "labels": torch.zeros(2).long()} for seed in (1, 2)]
+    ways = {"dynamic": None, "static": lambda: batches}
+    for way, given in ways.items() if name == "bert" else [("static", ways["static"])]:
+        record = onnx.save(gentle, {}, tmp_path / way, dtype="int8", batches=given)
+        equal, total = record["parity"]["same_answers"]
+        assert equal >= 0.7 * total
+        kinds = {node.op_type for node in ir.load(tmp_path / way / "model.onnx").graph}
+        assert ("DynamicQuantizeLinear" in kinds) == (way == "dynamic")
+
+
+def test_a_graph_is_given_all_it_takes_and_only_a_cache_is_made_up() -> None:
+    ids = token_ids(2, 5)
+    whole = completed({"input_ids": ids, "token_type_ids": ids})
+    assert set(whole) == {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+    assert whole["token_type_ids"] is ids and whole["attention_mask"].all()
+    value = SimpleNamespace(name="bbox", shape=[2, 5], type="tensor(int64)")
+    with pytest.raises(AssertionError, match="bbox"):
+        feeds(SimpleNamespace(get_inputs=lambda: [value]), whole)
+
+
+def test_one_answer_a_row_is_told_from_one_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though there are as many labels as tokens."""
+    module = zoo.module("bert", num_labels=9)
+    monkeypatch.setattr(parity_encoder, "open_graph", lambda _: None)
+    monkeypatch.setattr(parity_encoder, "outputs", lambda _, given: encoder.answers(module, given))
+    written = parity.Written(Path("model.onnx"), module, {}, 1e-4)
+    found = parity_encoder.compare(written, advance=lambda *_: None)
+    rows = sum(point.batch for point in parity_encoder._points(module))
+    assert found["same_answers"] == [rows, rows]
 
 
 def test_a_static_range_needs_int8_and_calibration(llama_folder: Path) -> None:
@@ -156,7 +189,7 @@ def test_a_static_range_needs_int8_and_calibration(llama_folder: Path) -> None:
 
 
 def test_what_fewer_bits_cost_is_stated_on_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundled model is trained: int8 hardly moves its perplexity."""
+    """The bundled model is trained: int8 hardly moves its perplexity, with ranges of the recipe's calibration."""
     from prune.exports import quantize
 
     monkeypatch.setattr(quantize, "WINDOWS", 2)
@@ -164,7 +197,12 @@ def test_what_fewer_bits_cost_is_stated_on_text(tmp_path: Path, monkeypatch: pyt
     model = prune.open("bundled")
     layer = prune.groups(model, "layers")[0]
     short = prune.cut(model, {layer.name: [0, 5]})
-    record = prune.export(short, tmp_path / "int8", dtype="int8")
+    prune.save(short, tmp_path / "short")
+    steps = [{"export": {"dtype": "int8", "static": True}}]
+    data = {"data": "python-docs", "samples": 4, "length": 64}
+    done = prune.apply({"model": str(tmp_path / "short"), "calibration": data, "steps": steps}, output=tmp_path / "out")
+    record = done.steps[0]["record"]
+    assert record["folder"] == "onnx-int8-static"
     change = record["perplexity_change"]
     assert change["tokens"] == 2 * 63
     assert 0.9 < change["after"] / change["before"] < 1.1
@@ -172,3 +210,25 @@ def test_what_fewer_bits_cost_is_stated_on_text(tmp_path: Path, monkeypatch: pyt
     assert record["files"]["model.onnx"] < 0.3 * 4 * short.tensors.parameters
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(record["files"])
     assert np.isfinite(change["after"])
+    graph = ir.load(tmp_path / "out" / "onnx-int8-static" / "model.onnx").graph
+    tables = [one for one in graph.initializers.values() if short.config.vocab_size in one.shape and len(one.shape) > 1]
+    assert [one.dtype for one in tables] == [ir.DataType.INT8]  # of the embedding that is the head too
+
+
+def test_the_documented_exports_stand_beside_each_other(tmp_path: Path) -> None:
+    page = (Path(onnx.__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    listed = page.split("## ONNX\n\n```yaml\n")[1].split("```")[0]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: bundled\ncalibration: {{data: python-docs, samples: 2}}\nsteps:\n{listed}")
+    found = prune.check(recipe)
+    assert [step["record"]["folder"] for step in found.steps] == ["onnx", "onnx-fp16", "onnx-int8", "onnx-int8-static"]
+
+
+def test_what_torch_cannot_trace_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    class Branches(torch.nn.Module):
+        def forward(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+            return [inputs["x"] if inputs["x"].sum() > 3 else -inputs["x"]]
+
+    with pytest.raises(PruneError, match="torch cannot trace it into an ONNX graph: .*"):
+        tracing.traced(tracing.Ports(Branches(), {"x": torch.ones(2)}, ["y"], {"x": ("n",), "y": ("n",)}))
+    assert capfd.readouterr() == ("", "")

@@ -70,6 +70,15 @@ def test_optimum_divides_the_width_by_the_heads() -> None:
         assert verdicts(cut(model_type, kind))["Optimum"]["verdict"] == verdict, (model_type, kind)
 
 
+def test_optimum_has_a_class_for_some_heads_only() -> None:
+    for architecture, verdict in (
+        ("ElectraForPreTraining", "will not"),
+        ("ElectraForMaskedLM", "loads with"),
+        ("ElectraForQuestionAnswering", "loads with"),
+    ):
+        assert verdicts(prune.open(zoo.module("electra", architecture)))["Optimum"]["verdict"] == verdict
+
+
 def test_every_rule_decides_some_model() -> None:
     met = {
         (row["runtime"], row["why"])
@@ -77,7 +86,8 @@ def test_every_rule_decides_some_model() -> None:
         for kind in KINDS
         for row in preflight.table(cut(name, kind))
     }
-    met |= {(row["runtime"], row["why"]) for row in preflight.table(prune.open("bundled"))}
+    more = [prune.open("bundled"), prune.open(zoo.module("electra", "ElectraForPreTraining"))]
+    met |= {(row["runtime"], row["why"]) for model in more for row in preflight.table(model)}
     for rule in preflight._rules():
         assert rule["source"]
         assert rule["verdict"] == "goes on" or (rule["runtime"], rule["why"]) in met, rule
