@@ -121,8 +121,8 @@ def save(
             except PruneError as error:  # layers that were taken to be of one kind may not be
                 if not made.repeats:
                     raise
-                said = error.message.removesuffix("; nothing was written")
-                again = [f"every layer was traced: with one traced for several {said}"]
+                why = error.message.removesuffix("; nothing was written")
+                again = [f"every layer was traced: with one traced for several {why}"]
                 progress.say(f"onnx: {again[0]}")
         sizes = {name: (staging / name).stat().st_size for name in files.names(staging)}
     notes = again + found.pop("notes", [])
