@@ -10,6 +10,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.report.sample import everything
 
 SCRIPT = "</svg></title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}$x^2$"
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -155,6 +157,65 @@ def test_beside_each_plot_stand_its_numbers(drawn: dict[str, str]) -> None:
     kept = list(csv.DictReader(io.StringIO(drawn["architecture.csv"])))
     assert [row["layer"] for row in kept if row["dropped"] == "1"] == ["5"]
     assert [int(row["channels_kept"]) for row in kept] == [224, 256, 160, 128, 192, 0, 208, 256]
+
+
+def paths(svg: str, colour: str) -> list[list[str]]:
+    """The points of every path that is drawn in one of the page's colours."""
+    drawn = [
+        e for e in ET.fromstring(svg.encode()).iter(f"{SVG}path") if f"stroke: var(--{colour}" in e.get("style", "")
+    ]
+    return [re.findall(r"[ML] [-\d.]+ [-\d.]+", str(e.get("d"))) for e in drawn]
+
+
+def test_the_cut_is_drawn_into_the_scores(drawn: dict[str, str]) -> None:
+    """An edge with two points a layer where bins stand by score; two strokes a removed unit where they do not."""
+    kept = [row["kept_share"] for row in csv.DictReader(io.StringIO(drawn["scores-2-heads.csv"]))]
+    gone = sum(float(share) == 0 for share in kept)
+    assert gone and [len(points) for points in paths(drawn["scores-2-heads.svg"], "cut")] == [4 * gone]
+    (edge,) = paths(drawn["scores-2-channels.svg"], "cut")
+    places = [float(point.split()[1]) for point in edge]
+    rows = list(csv.DictReader(io.StringIO(drawn["scores-2-channels.csv"])))
+    shares = [sum(1 - float(row["kept_share"]) for row in rows if row["layer"] == str(n)) for n in range(8)]
+    for number, other in pairwise(range(8)):
+        a, b = (places[min(2 * n, len(places) - 1)] for n in (number, other))
+        assert (a < b) == (shares[number] < shares[other])
+
+
+def test_each_subjects_bars_and_numbers_are_its_own(drawn: dict[str, str]) -> None:
+    scores = everything()[0]["steps"][5]["record"]["tasks"]
+    listed = list(csv.DictReader(io.StringIO(drawn["kmmlu-stem.csv"])))
+    assert len(listed) == 11
+    for row in listed:
+        for side in ("before", "after"):
+            own = scores[side]["kmmlu"]["subjects"][row["subject"]]
+            assert float(row[side]) == own["correct"] / own["questions"]
+        assert float(row["majority"]) == 0.305
+    assert [float(row["after"]) for row in listed] == sorted(float(row["after"]) for row in listed)
+    lengths = {side: bars(drawn["kmmlu-stem.svg"], side) for side in ("before", "after")}
+    scale = lengths["before"][0] / float(listed[0]["before"])
+    for side, found in lengths.items():
+        assert found[: len(listed)] == pytest.approx([scale * float(row[side]) for row in listed], rel=1e-3)
+    assert any(len(points) == 2 for points in paths(drawn["kmmlu-stem.svg"], "cut")), "the majority's line"
+
+
+def bars(svg: str, colour: str) -> list[float]:
+    """The widths of the filled bars of a colour, in their order."""
+    drawn = [e for e in ET.fromstring(svg.encode()).iter(f"{SVG}path") if f"fill: var(--{colour}" in e.get("style", "")]
+    places = [[float(x) for x in re.findall(r"[ML] ([-\d.]+) ", str(e.get("d")))] for e in drawn]
+    return [max(own) - min(own) for own in places]
+
+
+def test_the_curve_of_training_is_the_recorded_one(drawn: dict[str, str]) -> None:
+    curve = everything()[0]["steps"][4]["record"]["training"]["curve"]
+    rows = list(csv.DictReader(io.StringIO(drawn["training-5.csv"])))
+    assert [(int(row["step"]), float(row["loss"])) for row in rows] == [(one["step"], one["loss"]) for one in curve]
+    held = {int(row["step"]): float(row["held_out"]) for row in rows if row["held_out"]}
+    assert held == {one["step"]: one["held_out"] for one in curve if one["held_out"] is not None}
+
+
+def test_what_another_runtime_took_is_labelled_so(drawn: dict[str, str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(drawn["speed.csv"])))
+    assert [row["measure"] for row in rows] == ["prefill", "decode", "memory", "prefill, ONNX Runtime"]
 
 
 def test_a_spreadsheet_takes_no_name_for_a_formula() -> None:
