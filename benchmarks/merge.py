@@ -3,8 +3,9 @@
     python benchmarks/merge.py --peer /path/to/mergekit-env/bin/mergekit-yaml
     python benchmarks/merge.py --peer ... --methods ties slerp --repeats 3 --report
 
-Both sides run in turn, as a person starts them; medians are printed. Imports are timed apart, and so is the floor: a
-process that reads the same inputs, writes as many bytes as come out, flushes and hashes them, and computes nothing.
+Both sides run in turn, each command in a process of its own that imports first and then notes how long the command itself
+takes; what earlier commands wrote is flushed before. Medians are printed. So is the floor: a process that reads the same
+inputs, writes as many bytes as come out, flushes and hashes them, and computes nothing.
 Since mergekit reports nothing, ours runs with `--no-report`; `--report` runs it a second time with the report.
 docs/merging.md keeps the figures with hardware and versions.
 """
@@ -36,7 +37,24 @@ SHAPE = {
     "num_key_value_heads": 16,
     "tie_word_embeddings": True,
 }
-Measured = tuple[float, float, float]  # seconds by the clock, seconds of processor, peak bytes
+Measured = tuple[float, float, float, float]  # seconds after imports, with them, of processor; peak bytes
+# What a process of either side runs: all that the command imports, then the command, under the clock.
+TIMED = """
+import sys, time
+{imports}
+began = time.perf_counter()
+try:
+    {call}
+except SystemExit as end:
+    assert not end.code, end.code
+finally:
+    print("seconds", time.perf_counter() - began, file=sys.stderr)
+"""
+OURS = TIMED.format(
+    imports="import prune.recipe.merging\nfrom prune.cli import cli\nfrom transformers import LlamaForCausalLM",
+    call="cli()",
+)
+PEER = TIMED.format(imports="from mergekit.scripts.run_yaml import main", call="main()")
 
 
 def main() -> None:
@@ -97,13 +115,8 @@ def config(method: str, models: Path) -> dict[str, Any]:
 
 
 def compare(models: Path, scratch: Path, arguments: argparse.Namespace) -> None:
-    ours = [sys.executable, "-m", "prune", "merge", "-q"]
-    used = "import prune.recipe.merging; from transformers import LlamaForCausalLM"
-    imports = [[sys.executable, "-c", f"import sys; sys.argv = ['prune']; {used}"]]
-    if arguments.peer:
-        imports.append([str(Path(arguments.peer).parent / "python"), "-c", "import mergekit.scripts.run_yaml"])
-    for name, command in zip(("ours", "mergekit"), imports, strict=False):
-        print(line(f"import only, {name}", [run(command) for _ in range(arguments.repeats)]))
+    ours = [sys.executable, "-c", OURS, "merge", "-q"]
+    print("seconds after imports, with them, of processor, peak")
     for method in arguments.methods:
         source = scratch / f"{method}.yml"
         values = config(method, models)
@@ -111,7 +124,7 @@ def compare(models: Path, scratch: Path, arguments: argparse.Namespace) -> None:
         used = ",".join(sorted({word for word in source.read_text().split() if word.startswith(str(models))}))
         sides: dict[str, list[str]] = {"floor": [sys.executable, __file__, "--floor", used]}
         if arguments.peer:
-            sides["mergekit"] = [arguments.peer, str(source)]
+            sides["mergekit"] = [str(Path(arguments.peer).parent / "python"), "-c", PEER, str(source)]
         sides["ours"] = [*ours, "--no-report", str(source)]
         if arguments.report:
             sides["ours, with report"] = [*ours, str(source)]
@@ -127,25 +140,29 @@ def compare(models: Path, scratch: Path, arguments: argparse.Namespace) -> None:
 
 
 def run(command: list[str]) -> Measured:
-    """A command's seconds, those of its processors, and its own peak of resident memory."""
+    """A command's seconds after its imports and with them, those of its processors, and its peak of resident memory."""
+    os.sync()
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status
+    whole = time.perf_counter() - began
     assert status == 0, (command, said[-1000:])
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    (own,) = (text.removeprefix("seconds ") for text in said.splitlines() if text.startswith("seconds "))
+    return float(own), whole, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def line(name: str, measured: list[Measured]) -> str:
-    seconds, processor, peaks = (statistics.median(column) for column in zip(*measured, strict=True))
-    spread = f"[{min(own[0] for own in measured):.2f}, {max(own[0] for own in measured):.2f}]"
-    return f"{name:24} {seconds:8.2f} s {spread:16} {processor:8.2f} s of processor {peaks / 1e9:6.2f} GB"
+    own, whole, processor, peaks = (statistics.median(column) for column in zip(*measured, strict=True))
+    spread = f"[{min(one[0] for one in measured):.2f}, {max(one[0] for one in measured):.2f}]"
+    return f"{name:24} {own:7.2f} s {spread:15} {whole:7.2f} s {processor:7.2f} s {peaks / 1e9:6.2f} GB"
 
 
 def floor(inputs: str, out: str) -> None:
     """Reads every input, writes as many bytes as one of them has, flushes and hashes them."""
+    began = time.perf_counter()
     place, size, digest = Path(out), 0, hashlib.sha256()
     place.mkdir()
     buffer = bytearray(2**22)
@@ -160,6 +177,7 @@ def floor(inputs: str, out: str) -> None:
             file.write(chunk)
             digest.update(chunk)
         os.fsync(file.fileno())
+    print("seconds", time.perf_counter() - began, file=sys.stderr)
 
 
 if __name__ == "__main__":

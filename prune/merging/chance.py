@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RULE = "SFC64 of sha256(seed, tensor, input, first entry); an entry stays where a 32-bit word is below density x 2^32"
+RULE = "SFC64 of sha256(seed, tensor, input, first entry); an entry stays where a 16-bit word is below density x 2^16"
 COMPAT_RULE = "torch.bernoulli, seeded once, tensors in the order of their names, models in the config's order"
 
 
@@ -22,12 +22,12 @@ def mask(seed: int, name: str, number: int, start: int, chance: float | Tensor, 
 def _drawn(seed: int, name: str, number: int, start: int, chance: float | Tensor, like: Tensor) -> np.ndarray:
     """Which entries of `like`, laid out flat, stay: truths (entries,)."""
     key = hashlib.sha256(f"{seed}\n{name}\n{number}\n{start}".encode()).digest()
-    words = np.random.SFC64(int.from_bytes(key, "little")).random_raw((like.numel() + 1) // 2)
-    drawn = words.view(np.uint32)[: like.numel()]
+    words = np.random.SFC64(int.from_bytes(key, "little")).random_raw(-(-like.numel() // 4))
+    drawn = words.view(np.uint16)[: like.numel()]
     if isinstance(chance, Tensor):
-        bounds = (chance.cpu().double() * 2.0**32).reshape(-1).numpy()
+        bounds = (chance.cpu().float() * 2.0**16).reshape(-1).numpy()
         return drawn < bounds
-    return drawn < np.uint32(min(int(chance * 2.0**32), 2**32 - 1))
+    return drawn < np.uint16(min(round(chance * 2.0**16), 2**16 - 1))
 
 
 def _shaped(kept: np.ndarray, like: Tensor) -> Tensor:

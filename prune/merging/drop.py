@@ -10,18 +10,20 @@ from torch import Tensor
 from prune.merging.block import Block
 
 
-def dropped(block: Block, density: Sequence[float]) -> list[Tensor]:
-    """Every entry stays with probability `density`."""
+def dropped(block: Block, deltas: Sequence[Tensor], density: Sequence[float]) -> list[Tensor]:
+    """A block's changes, or their sizes: every entry stays with probability `density`."""
     return [
         delta if share >= 1 else delta * block.draw(number, share, delta)
-        for number, (delta, share) in enumerate(zip(block.deltas, density, strict=True))
+        for number, (delta, share) in enumerate(zip(deltas, density, strict=True))
     ]
 
 
-def dropped_by_rank(block: Block, density: Sequence[float], epsilon: Sequence[float]) -> list[Tensor]:
+def dropped_by_rank(
+    block: Block, deltas: Sequence[Tensor], density: Sequence[float], epsilon: Sequence[float]
+) -> list[Tensor]:
     """The larger a change is in its row, the likelier it stays: from density - epsilon to density + epsilon."""
     found = []
-    for number, (delta, share, slack) in enumerate(zip(block.deltas, density, epsilon, strict=True)):
+    for number, (delta, share, slack) in enumerate(zip(deltas, density, epsilon, strict=True)):
         if share >= 1:
             found.append(delta)
         elif share <= 0:

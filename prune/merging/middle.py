@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from prune.errors import PruneError
-from prune.merging.block import Block
 from prune.merging.blocks import Blocks
 from prune.merging.sparsify import nth_largest
 
@@ -37,10 +36,10 @@ def bounds(blocks: Blocks, density: Sequence[float], gamma: Sequence[float]) -> 
     ]
 
 
-def middle(block: Block, found: Sequence[tuple[float, float]]) -> list[Tensor]:
-    """The changes whose size lies within the bounds, both included; the others are zero."""
+def middle(deltas: Sequence[Tensor], found: Sequence[tuple[float, float]]) -> list[Tensor]:
+    """Changes, or their sizes, whose size lies within the bounds, both included; the others are zero."""
     kept = []
-    for delta, (least, most) in zip(block.deltas, found, strict=True):
+    for delta, (least, most) in zip(deltas, found, strict=True):
         size = delta.abs()
         kept.append(delta.masked_fill((size < least) | (size > most), 0))
     return kept

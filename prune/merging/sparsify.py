@@ -104,16 +104,20 @@ def _between(
     return found
 
 
-Sparse = Callable[[Block], Sequence[Tensor]]  # the changes of a block with what goes set to zero
+Sparse = Callable[[Block, Sequence[Tensor]], Sequence[Tensor]]
 
 
 def rescaling(blocks: Blocks, sparse: Sparse) -> list[Tensor]:
-    """For each input, what its sparse change is multiplied by to be as large (in L1) as the whole one."""
+    """For each input, what its sparse change is multiplied by to be as large (in L1) as the whole one.
+
+    `sparse` is handed a block and the sizes of its changes, and gives those sizes with zeros for what goes.
+    """
     before: list[Tensor] = []
     after: list[Tensor] = []
     for block in blocks:
-        own = [delta.abs().sum() for delta in block.deltas]
-        left = [delta.abs().sum() for delta in sparse(block)]
+        sizes = [delta.abs() for delta in block.deltas]
+        own = [size.sum() for size in sizes]
+        left = [size.sum() for size in sparse(block, sizes)]
         before = [a + b for a, b in zip(before, own, strict=True)] if before else own
         after = [a + b for a, b in zip(after, left, strict=True)] if after else left
     return [
@@ -122,6 +126,9 @@ def rescaling(blocks: Blocks, sparse: Sparse) -> list[Tensor]:
     ]
 
 
-def scaled(deltas: Sequence[Tensor], scales: Sequence[Tensor] | None) -> Sequence[Tensor]:
-    """Sparse changes, rescaled where there are scales."""
-    return deltas if scales is None else [delta * scale for delta, scale in zip(deltas, scales, strict=True)]
+def scaled(deltas: Sequence[Tensor], scales: Sequence[Tensor] | None) -> Tensor:
+    """Sparse changes put together, (inputs, ...), rescaled where there are scales."""
+    found = torch.stack([*deltas])
+    for own, scale in zip(found, scales or (), strict=False):
+        own *= scale
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -77,9 +77,9 @@ def _blocks(job: Job) -> Blocks:
     size = getattr(job.method, "BLOCK", None) or (entries if job.compat else SIZE)
     if whole is not None and whole(**keywords(dict(job.values))):
         size = entries
-    twice = hasattr(job.method, "measure")
-    parts = [_held(opened(), entries) if twice else opened() for opened in job.inputs]
-    base = (_held(job.base(), entries) if twice else job.base()) if job.base else None
+    small = hasattr(job.method, "measure") and entries <= HELD  # and gone over twice: read, and put in deltas, once
+    parts = [_held(opened(), entries) if small else opened() for opened in job.inputs]
+    base = (_held(job.base(), entries) if small else job.base()) if job.base else None
     in_turn = chance.InTurn(job.state) if job.state is not None else None
     remembered = chance.Remembered(job.seed, job.name)
 
@@ -91,13 +91,11 @@ def _blocks(job: Job) -> Blocks:
         draw: Any = in_turn.mask if in_turn else partial(remembered.mask, start)
         return Block([read(part, start, stop) for part in parts], read(base, start, stop) if base else None, draw)
 
-    return Blocks(entries, max(size, 1), block)
+    return Blocks(entries, max(size, 1), cache(block) if small else block)
 
 
 def _held(part: Part, entries: int) -> Part:
-    """A tensor that is gone over twice, read once where it is small."""
-    if entries > HELD:
-        return part
+    """A tensor read whole, once."""
     whole = part(0, entries)
     return lambda start, stop: whole[start:stop]
 

@@ -38,6 +38,7 @@ SINGLE = "model.safetensors"
 MAX_HEADER = 64 * 1024**2  # bytes; a 100 MB header costs seconds to parse
 MAX_TENSORS = 1_000_000
 PIECE = 2 * 1024**2  # bytes written, read back and hashed at a time
+FLUSHED = 2**26  # bytes after which a file that is being written is flushed
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def _write_shard(tensors: Tensors, names: list[str], path: Path) -> str:
     """Writes a file of its whole size from the start, each tensor to its place; gives the sha256.
 
     As many tensors are written at once as `tensors` can compute, piece by piece; behind them one thread reads the file
-    from its beginning and hashes it.
+    from its beginning, hashes it, and has it flushed now and then, so that little is left to flush at the end.
     """
     head, places = _plan(tensors, names)
     digest = hashlib.sha256()
@@ -247,14 +248,22 @@ def _write_shard(tensors: Tensors, names: list[str], path: Path) -> str:
         file.truncate(len(head) + sum(tensors.info[name].bytes for name in names))
     _write(path, 0, [memoryview(head)])
     with ThreadPoolExecutor(1) as behind:
-        waiting = [behind.submit(_hash, digest, path, 0, len(head))]
+        waiting, written = [behind.submit(_hash, digest, path, 0, len(head))], 0
         for name in _in_order(list(places), partial(_write_tensor, tensors, path, places), tensors.threads):
             waiting.append(behind.submit(_hash, digest, path, places[name], tensors.info[name].bytes))
-    for hashed in waiting:
-        hashed.result()
+            written += tensors.info[name].bytes
+            if written >= FLUSHED:
+                waiting.append(behind.submit(_flush, path))
+                written = 0
+    for done in waiting:
+        done.result()
+    _flush(path)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    return digest.hexdigest()
 
 
 def _plan(tensors: Tensors, names: list[str]) -> tuple[bytes, dict[str, int]]:

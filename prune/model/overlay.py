@@ -14,7 +14,7 @@ from prune.model.model import Model
 from prune.model.tensors import Info, Tensors
 
 KEY = "tensor"
-IN_MEMORY = 2**30  # bytes of a model whose changes are held in memory
+IN_MEMORY = 2**28  # bytes of a model whose changes are held in memory
 
 
 @dataclass(frozen=True)

@@ -230,17 +230,16 @@ class _Pair:
         self.stage = stage
         self.modules = [work.pruned.module.get_submodule(linear.path) for linear in stage.linears]
         self.held_batches = held_batches(len(work.pruned.batches), work.settings.damping is None)
-        self.fitted = self._none()
-        self.held = self._none() if self.held_batches else None
-
-    def _none(self) -> solve.Sums:
         weights = [weight_of(module) for module in self.modules]
-        return solve.sums(weights[0].shape[1], sum(len(weight) for weight in weights), weights[0].device)
+        self.fitted = solve.sums(weights[0].shape[1], sum(len(weight) for weight in weights), weights[0].device)
+        self.held = solve.Held()
 
     def add(self, batch: int, inputs: Tensor, wanted: Tensor) -> None:
         """Add a batch's tokens: inputs (tokens, inputs), wanted outputs (tokens, outputs)."""
-        into = self.held if self.held is not None and batch in self.held_batches else self.fitted
-        solve.add(into, inputs, wanted)
+        if batch in self.held_batches:
+            self.held.add(inputs, wanted)
+        else:
+            solve.add(self.fitted, inputs, wanted)
 
     def solved(self) -> Iterator[Solved]:
         """Put new weights into the pruned layer, and give them."""
@@ -249,12 +248,12 @@ class _Pair:
         biases = [module.bias.data.float() for module in self.modules if isinstance(module.bias, Tensor)]
         bias = torch.cat(biases) if len(biases) == len(self.modules) else None
         intercept = self.settings.intercept and bias is not None
-        damping, total = DEFAULT_DAMPING if self.settings.damping is None else self.settings.damping, self.fitted
-        if self.held is not None:
+        damping = DEFAULT_DAMPING if self.settings.damping is None else self.settings.damping
+        if self.held_batches:
             damping = solve.best_damping(self.fitted, self.held, weight, bias, DAMPINGS, intercept=intercept)
-            total = solve.merge(self.fitted, self.held)
-        found = solve.ridge(total, weight, bias, damping=damping, intercept=intercept)
-        yield from self._apply(found, found.damping > damping, int(total.tokens))
+            self.held.join(self.fitted)
+        found = solve.ridge(self.fitted, weight, bias, damping=damping, intercept=intercept)
+        yield from self._apply(found, found.damping > damping, int(self.fitted.tokens))
 
     def _apply(self, found: solve.Solution, raised: bool, tokens: int) -> Iterator[Solved]:
         at = 0

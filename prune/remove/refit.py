@@ -216,7 +216,7 @@ def fitted(
         todo = todo if settings.only is None else [stage for stage in todo if stage.output][-1:]
         work = Work(dense, pruned, uncut, end, settings, looked, additive, width, model.family.sublayers)
         for found in solved(work, todo):
-            _keep(changes, record, small.layer(index), found)
+            _keep(changes, record, small, small.layer(index), found)
         del dense, pruned, looked, work  # or they would stay in memory beside the next layer's
     for _ in chain(cut_stream, uncut):  # what was dropped may come last
         pass
@@ -248,11 +248,11 @@ def _same_shapes(model: Model, reference: Model, layer: int) -> bool:
     return model.sizes(layer) == reference.sizes(layer)
 
 
-def _keep(changes: Changes, record: dict[str, Any], root: str, found: Solved) -> None:
-    """Put a linear's new weights among the changes, and what had to be done for them on record."""
+def _keep(changes: Changes, record: dict[str, Any], small: Model, root: str, found: Solved) -> None:
+    """Put a linear's new weights, as they are stored, among the changes, and what had to be done for them on record."""
     name = f"{root}.{found.path}"
     for leaf, value in found.values.items():
-        changes.put(f"{name}.{leaf}", value)
+        changes.put(f"{name}.{leaf}", value.to(small.tensors.info[f"{name}.{leaf}"].dtype))
     record.setdefault("dampings", {})[name] = found.damping
     if found.raised:
         record.setdefault("raised", []).append(name)

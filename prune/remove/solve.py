@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 DOUBLE_UP_TO = 4096  # inputs; wider Grams are summed and solved in float32
 LEAST_DAMPING = 1e-8  # what a damping of zero is raised to when the Gram is singular
@@ -67,11 +68,44 @@ def _add_gram(gram: Tensor, x: Tensor) -> None:
         gram[stop:, start:stop] += found[:, size:].T
 
 
-def merge(into: Sums, other: Sums) -> Sums:
-    """The sums over the tokens of both, in the first one's memory."""
+def merge(into: Sums, other: Sums) -> None:
+    """Add the sums over other tokens."""
     for name in Sums.__dataclass_fields__:
         getattr(into, name).add_(getattr(other, name))
-    return into
+
+
+class Held:
+    """Tokens that judge: their rows while they are fewer than the inputs, and from there on sums, which take less."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.sums: Sums | None = None
+
+    def add(self, x: Tensor, target: Tensor) -> None:
+        """Add tokens: inputs (tokens, inputs) and wanted outputs (tokens, outputs), float32."""
+        self.rows.append((x, target))
+        if self.sums is not None or sum(len(own) for own, _ in self.rows) > x.shape[1]:
+            self.sums = self.sums or sums(x.shape[1], target.shape[1], x.device)
+            self._pour(self.sums)
+
+    def _pour(self, into: Sums) -> None:
+        for x, target in self.rows:
+            add(into, x, target)
+        self.rows.clear()
+
+    def join(self, into: Sums) -> None:
+        """Add all tokens to the sums of others; nothing is held from then on."""
+        self._pour(into)
+        if self.sums is not None:
+            merge(into, self.sums)
+            self.sums = None
+
+    def error(self, weight: Tensor, bias: Tensor | None) -> float:
+        """The mean over tokens of |t - W x - b|^2."""
+        if self.sums is not None:
+            return error(self.sums, weight, bias)
+        missed = [(target - F.linear(x, weight, bias)).square().sum().double() for x, target in self.rows]
+        return (sum(missed[1:], missed[0]) / sum(len(x) for x, _ in self.rows)).item()
 
 
 def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, intercept: bool = False) -> Solution:
@@ -133,12 +167,12 @@ def error(found: Sums, weight: Tensor, bias: Tensor | None = None) -> float:
 
 
 def best_damping(
-    fitted: Sums, held: Sums, weight: Tensor, bias: Tensor | None, choices: Iterable[float], *, intercept: bool = False
+    fitted: Sums, held: Held, weight: Tensor, bias: Tensor | None, choices: Iterable[float], *, intercept: bool = False
 ) -> float:
     """The damping among `choices` whose solution for the fitted tokens errs least on the tokens held out."""
 
     def miss(damping: float) -> float:
         found = ridge(fitted, weight, bias, damping=damping, intercept=intercept)
-        return error(held, found.weight, found.bias)
+        return held.error(found.weight, found.bias)
 
     return min(choices, key=miss)

@@ -88,8 +88,28 @@ def test_a_singular_gram_is_damped_until_it_can_be_solved() -> None:
 
 def test_damping_is_picked_on_what_was_held_out() -> None:
     _, _, few = example(tokens=21, inputs=18)
-    _, _, many = example(tokens=2000, inputs=18)
-    assert solve.best_damping(few, many, torch.zeros(3, 18), None, (1e-6, 10.0)) == 10.0
+    x, t, _ = example(tokens=2000, inputs=18)
+    held = solve.Held()
+    held.add(x, t)
+    assert solve.best_damping(few, held, torch.zeros(3, 18), None, (1e-6, 10.0)) == 10.0
+
+
+@pytest.mark.parametrize("bias", [None, torch.tensor([0.5, -1.0, 2.0])])
+@pytest.mark.parametrize("inputs", [5, 50], ids=["as sums", "as rows"])
+def test_what_was_held_out_judges_the_same_however_it_is_held_and_joins_the_rest(
+    inputs: int, bias: torch.Tensor | None
+) -> None:
+    x, t, found = example(inputs=inputs)
+    held, weight = solve.Held(), torch.randn(3, inputs)
+    for part in (slice(0, 10), slice(10, 40)):
+        held.add(x[part], t[part])
+    expected = (t[:40] - torch.nn.functional.linear(x[:40], weight, bias)).square().sum().item() / 40
+    assert held.error(weight, bias) == pytest.approx(expected, rel=1e-5)
+    rest = solve.sums(inputs, 3)
+    solve.add(rest, x[40:], t[40:])
+    held.join(rest)
+    for name in solve.Sums.__dataclass_fields__:
+        torch.testing.assert_close(getattr(rest, name), getattr(found, name), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_cut_changes_nothing() -> None:

@@ -30,7 +30,7 @@ def measure(
 ) -> tuple[list[tuple[float, float]], list[Tensor] | None]:
     """Per input the least and the greatest size that stays, and what the sparse change is rescaled by."""
     found = bounds(blocks, density, gamma)
-    return found, rescaling(blocks, lambda block: middle(block, found)) if rescale else None
+    return found, rescaling(blocks, lambda _, sizes: middle(sizes, found)) if rescale else None
 
 
 def merge(
@@ -47,5 +47,5 @@ def merge(
 ) -> Tensor:
     """The share `gamma` of the largest changes goes, then of the smallest as many as leave the share `density`."""
     assert block.base is not None
-    deltas = scaled(middle(block, facts[0]), facts[1])
+    deltas = scaled(middle(block.deltas, facts[0]), facts[1])
     return combine(block.base, deltas, weight, elect=False, normalize=normalize, lambda_=lambda_)

@@ -27,7 +27,7 @@ def check(*, density: Sequence[float], **_: Any) -> None:
 
 def measure(blocks: Blocks, *, density: Sequence[float], rescale: bool, **_: Any) -> list[Tensor] | None:
     """What each input's sparse change is multiplied by: L1 of the whole over L1 of what stayed."""
-    return rescaling(blocks, lambda block: dropped(block, density)) if rescale else None
+    return rescaling(blocks, lambda block, sizes: dropped(block, sizes, density)) if rescale else None
 
 
 def merge(
@@ -43,5 +43,5 @@ def merge(
 ) -> Tensor:
     """TIES without its trimming, of changes of which each entry stays with probability `density`."""
     assert block.base is not None
-    deltas = scaled(dropped(block, density), facts)
+    deltas = scaled(dropped(block, block.deltas, density), facts)
     return combine(block.base, deltas, weight, elect=True, normalize=normalize, lambda_=lambda_)

@@ -39,7 +39,7 @@ def measure(
     blocks: Blocks, *, density: Sequence[float], epsilon: Sequence[float], rescale: bool, **_: Any
 ) -> list[Tensor] | None:
     """What each input's sparse change is multiplied by: L1 of the whole over L1 of what stayed."""
-    return rescaling(blocks, lambda block: dropped_by_rank(block, density, epsilon)) if rescale else None
+    return rescaling(blocks, lambda block, sizes: dropped_by_rank(block, sizes, density, epsilon)) if rescale else None
 
 
 def merge(
@@ -56,5 +56,5 @@ def merge(
 ) -> Tensor:
     """TIES of changes of which an entry stays with density - epsilon to density + epsilon."""
     assert block.base is not None
-    deltas = scaled(dropped_by_rank(block, density, epsilon), facts)
+    deltas = scaled(dropped_by_rank(block, block.deltas, density, epsilon), facts)
     return combine(block.base, deltas, weight, elect=True, normalize=normalize, lambda_=lambda_)

@@ -32,7 +32,7 @@ def measure(
     bounds = [
         own[0] if own else (None if share >= 1 else float("inf")) for own, share in zip(found, density, strict=True)
     ]
-    return bounds, rescaling(blocks, lambda block: _trimmed(block, bounds)) if rescale else None
+    return bounds, rescaling(blocks, lambda _, sizes: _trimmed(sizes, bounds)) if rescale else None
 
 
 def merge(
@@ -48,11 +48,9 @@ def merge(
 ) -> Tensor:
     """Changes below a model's threshold go; of the others, weighted, those with the sign of their sum are summed."""
     assert block.base is not None
-    deltas = scaled(_trimmed(block, facts[0]), facts[1])
+    deltas = scaled(_trimmed(block.deltas, facts[0]), facts[1])
     return combine(block.base, deltas, weight, elect=True, normalize=normalize, lambda_=lambda_)
 
 
-def _trimmed(block: Block, bounds: Sequence[float | None]) -> list[Tensor]:
-    return [
-        delta if bound is None else trimmed(delta, bound) for delta, bound in zip(block.deltas, bounds, strict=True)
-    ]
+def _trimmed(deltas: Sequence[Tensor], bounds: Sequence[float | None]) -> list[Tensor]:
+    return [delta if bound is None else trimmed(delta, bound) for delta, bound in zip(deltas, bounds, strict=True)]
