@@ -33,6 +33,7 @@ def job(model: Any, text: Any, target: str | None) -> Any:
     import torch
 
     from prune.model.groups import groups
+    from prune.model.overlay import Changes
     from prune.remove.at_once import Choosing, score_and_refit
     from prune.remove.choose import choose
     from prune.remove.cut import cut
@@ -41,7 +42,10 @@ def job(model: Any, text: Any, target: str | None) -> Any:
     found = groups(model, ["channels", "heads"])
     if target is not None:
         choosing = Choosing("wanda", {}, {"ratio": RATIO})
-        return score_and_refit(model, found, text, choosing, target=target, dtype=torch.float32).model
+        changes = Changes.large(model.tensors.bytes)
+        return score_and_refit(
+            model, found, text, choosing, target=target, changes=changes, dtype=torch.float32
+        ).model
     scores = score(model, found, text, criterion="wanda", dtype=torch.float32)
     return cut(model, choose(model, found, scores, ratio=RATIO))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prune.errors import PruneError
 from prune.model.family import Sublayer
 from prune.model.halves import left_out
+from prune.model.memory import release
 from prune.model.walk import Visit
 from prune.remove import gauss_newton, solve
 from prune.remove.looked import Halfway, Looked, output_of
@@ -164,6 +165,7 @@ def _last(work: Work, stage: Stage) -> Iterator[Solved]:
             seen_by.append(text(mine[block][0], mask))
             targets.append(wanted)
     last = list(pair.solved())
+    del pair  # its sums, which nothing needs any more
     yield from last
     if block:
         yield from _whole(work, block, seen_by, targets, last[0])
@@ -249,6 +251,7 @@ class _Pair:
         bias = torch.cat(biases) if len(biases) == len(self.modules) else None
         intercept = self.settings.intercept and bias is not None
         damping = DEFAULT_DAMPING if self.settings.damping is None else self.settings.damping
+        release()  # what running the layer left behind
         if self.held_batches:
             damping = solve.best_damping(self.fitted, self.held, weight, bias, DAMPINGS, intercept=intercept)
             self.held.join(self.fitted)

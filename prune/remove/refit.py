@@ -217,7 +217,9 @@ def fitted(
         work = Work(dense, pruned, uncut, end, settings, looked, additive, width, model.family.sublayers)
         for found in solved(work, todo):
             _keep(changes, record, small, small.layer(index), found)
-        del dense, pruned, looked, work  # or they would stay in memory beside the next layer's
+        pruned.run()
+        pruned.free()  # or it would stay in memory beside the next layer
+        del dense, pruned, looked, work
     for _ in chain(cut_stream, uncut):  # what was dropped may come last
         pass
     return changed(small, changes)

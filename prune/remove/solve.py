@@ -6,6 +6,7 @@ Sums over tokens are all that is kept, so any number of tokens is solved in the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -113,12 +114,12 @@ def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, i
 
     D is the mean of the Gram's diagonal and W0 the `weight` (outputs, inputs) that stands there now; without
     `intercept` the `bias` (outputs,) stays as it is. `damping` is raised tenfold until Cholesky succeeds, and what
-    was used is given back. Beside the sums it takes the memory of a factor, and with `intercept` of one more Gram.
+    was used is given back. Beside the sums it takes the memory of a factor.
     """
-    mean = found.inputs / found.tokens
-    gram = torch.addr(found.gram, mean, found.inputs, alpha=-1) if intercept else found.gram
-    scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    factor, used = _factor(gram, damping, scale)
+    gram, mean = found.gram, found.inputs / found.tokens
+    with _centred(found, mean) if intercept else nullcontext():
+        scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+        factor, used = _factor(gram, damping, scale)
     fixed = None if intercept or bias is None else bias.to(gram)
     new = torch.empty_like(weight)
     biases = torch.empty(len(weight), dtype=gram.dtype, device=gram.device)
@@ -132,6 +133,16 @@ def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, i
         new[rows] = solved.to(weight.dtype)
         biases[rows] = (found.outputs[rows] - solved @ found.inputs) / found.tokens
     return Solution(new, biases.to(weight.dtype) if intercept else bias, used)
+
+
+@contextmanager
+def _centred(found: Sums, mean: Tensor) -> Iterator[None]:
+    """While inside, the Gram is that of inputs without their mean, in its own memory."""
+    found.gram.addr_(mean, found.inputs, alpha=-1)
+    try:
+        yield
+    finally:
+        found.gram.addr_(mean, found.inputs)
 
 
 def _factor(gram: Tensor, damping: float, scale: Tensor) -> tuple[Tensor, float]:
