@@ -152,10 +152,13 @@ def _last(work: Work, stage: Stage) -> Iterator[Solved]:
         with watching(pruned.module, [path, block] if block else [path]) as mine:
             out = pruned.forward(b)
         if work.additive[path]:
-            start = work.stream(before[b], mask)
-            wanted = work.stream(ends[b], mask) - start
-            if work.settings.share:
-                wanted = wanted + work.settings.share * (start - text(out, mask) + text(output_of(mine[path]), mask))
+            share, end = work.settings.share, work.stream(ends[b], mask)
+            own = text(out, mask) - text(output_of(mine[path]), mask)  # the cut stream before it is added to
+            if share == 1:
+                wanted = end - own
+            else:
+                start = work.stream(before[b], mask)
+                wanted = end - start + share * (start - own)
         else:
             wanted = work.stream(before[b], mask)
         pair.add(b, text(mine[path][0], mask), wanted)

@@ -20,7 +20,8 @@ class Looked:
     """What is kept of the uncut layer's one run, by batch: hidden states (batch, length, width)."""
 
     outputs: dict[str, list[Tensor]]  # path of an output linear but the last -> its outputs
-    before: list[Tensor]  # the stream before the last one adds to it, or, where it adds not as it is, its output
+    # The stream before the last one adds to it, or, where it adds not as it is, its output; empty where not wanted.
+    before: list[Tensor]
 
 
 def look(
@@ -28,10 +29,13 @@ def look(
     paths: Sequence[str],
     additive: dict[str, bool],
     through: Callable[[Callable[[int], Tensor]], None] | None = None,
+    *,
+    before: bool = True,
 ) -> Looked:
     """Send all batches through the uncut layer, once, and keep what solving its output linears at `paths` needs.
 
-    `through`, where something else looks on, is handed what runs a batch and runs them all.
+    `through`, where something else looks on, is handed what runs a batch and runs them all. `before` says whether the
+    stream before a last linear that adds to it is wanted.
     """
     found = Looked({path: [] for path in paths[:-1]}, [])
     if paths:
@@ -44,7 +48,9 @@ def look(
             found.outputs[path].append(output_of(seen[path]))
         if paths:
             last = output_of(seen[paths[-1]]).reshape(out.shape)
-            found.before.append(out - last if additive[paths[-1]] else last)
+            if additive[paths[-1]]:
+                last = out - last if before else out.new_empty(0)
+            found.before.append(last)
         return out
 
     if through is not None:

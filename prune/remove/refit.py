@@ -199,12 +199,13 @@ def fitted(
         end = _end(model, layers, layer)
         paths = [stage.linears[0].path for stage in stages(small, index, {}, width, inner=False)]
         paths = paths if settings.only is None else paths[-1:]
-        looked = None if arrive is None else look(dense, paths, additive, partial(arrive, dense))
+        before = settings.share != 1
+        looked = None if arrive is None else look(dense, paths, additive, partial(arrive, dense), before=before)
         here = _within(model, plan, layer)
         touched = touched or bool(here) or end > layer or layer in gone
         wanted = touched and (settings.only is None or layer in settings.only)
         if wanted and looked is None:
-            looked = look(dense, paths, additive)
+            looked = look(dense, paths, additive, before=before)
         if looked is not None and settings.linears == "outputs":
             dense.free()  # it was run, and the cut layer needs the room
         if not settings.own_stream:
