@@ -30,6 +30,7 @@ def choose(
     multiple_of: int = 1,
     protect: Iterable[int | str] = (),
     normalize: Normalize = "mean",
+    of: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, list[int]]:
     """The units to keep of each group: the highest-scored ones.
 
@@ -39,6 +40,8 @@ def choose(
     with the heads that stay. `multiple_of` holds for the channels kept, and the width.
     `protect` names layers (numbers), kinds ("heads") or groups ("layers.3.heads") that stay whole. With scope
     "global" scores are made comparable between layers: divided by their group's mean, standardised, or left alone.
+    Where an earlier round has cut the model, `of` names how many units a group had before it, and `ratio` or `count`
+    are of those.
     Raises PruneError when nothing would be left or a name is unknown.
     """
     _check_amount(ratio, count)
@@ -52,13 +55,14 @@ def choose(
         step = multiple_of if kind in ("channels", "traced", "width") else 1
         if scope == "layer" or own[0].layer is None:
             for group in open_:
-                kept = _count(model, group, ratio, count, step, taken if alike else None)
+                wanted = asked(group, ratio, count, of)
+                kept = _count(model, group, wanted, step, taken if alike else None)
                 if alike and legal(model, group, kept, taken):
                     taken |= _stated(model, group, kept)
                 held = {unit for unit, layer in enumerate(group.places) if layer in pinned}
                 plan[group.name] = best(group, scores[group.name], kept, held)
         else:
-            plan.update(_globally(open_, scores, ratio, count, step, normalize))
+            plan.update(_globally(open_, scores, ratio, count, step, normalize, of))
     return plan
 
 
@@ -94,13 +98,17 @@ def _protected(groups: Sequence[Group], protect: Iterable[int | str]) -> tuple[s
     return whole, pinned
 
 
-def _count(
-    model: Model, group: Group, ratio: float | None, count: int | None, step: int, taken: Mapping[str, int] | None
-) -> int:
-    """How many units of a group stay: the legal count nearest to the one asked for; any if `taken` is None."""
-    wanted = group.units - (count if count is not None else round(group.units * (ratio or 0.0)))
+def asked(group: Group, ratio: float | None, count: int | None, of: Mapping[str, int] = MappingProxyType({})) -> int:
+    """How many units of a group should stay, were every count legal; `ratio` and `count` are as in `choose`."""
+    first = of.get(group.name, group.units)
+    wanted = first - (count if count is not None else round(first * (ratio or 0.0)))
     if wanted < 1:
-        raise PruneError(f"removing {group.units - wanted} of {group.units} leaves nothing", where=group.name)
+        raise PruneError(f"removing {first - wanted} of {first} leaves nothing", where=group.name)
+    return min(wanted, group.units)
+
+
+def _count(model: Model, group: Group, wanted: int, step: int, taken: Mapping[str, int] | None) -> int:
+    """How many units of a group stay: the legal count nearest to the one asked for; any if `taken` is None."""
     if wanted == group.units:
         return wanted
     nearest = sorted(structural(group, step), key=lambda n: (abs(n - wanted), -n))
@@ -174,11 +182,13 @@ def _globally(
     count: int | None,
     step: int,
     normalize: Normalize,
+    of: Mapping[str, int],
 ) -> dict[str, list[int]]:
     """One ranking over all groups of a kind; every group keeps at least one unit of each partition."""
-    total = sum(group.units for group in groups)
-    wanted = count if count is not None else round(total * (ratio or 0.0))
-    removed = _lowest(groups, scores, wanted, normalize)
+    first = sum(of.get(group.name, group.units) for group in groups)
+    gone = first - sum(group.units for group in groups)
+    wanted = (count if count is not None else round(first * (ratio or 0.0))) - gone
+    removed = _lowest(groups, scores, max(wanted, 0), normalize)
     plan = {}
     for group in groups:
         allowed = structural(group, step)

@@ -14,7 +14,7 @@ from prune.model.groups import Group, Kind, groups
 from prune.model.model import Model
 from prune.model.walk import Batch
 from prune.remove.at_once import Choosing, possible
-from prune.remove.choose import choose
+from prune.remove.choose import asked, choose
 from prune.remove.cut import Plan
 from prune.remove.iterate import iterate
 from prune.remove.mend import Mending, mend, mend_at_once
@@ -71,20 +71,21 @@ def decide(model: Model, wanted: Wanted, mending: Mending, at: Surroundings) -> 
         return Decision(found.plan, found.scores, found.model)
     first: Scores = {}
 
-    def plan_for(current: Model, share: float | None) -> Plan:
-        plan, scores = _planned(current, wanted, share, mending, at)
+    def plan_for(current: Model, share: float | None, of: Mapping[str, int]) -> Plan:
+        plan, scores = _planned(current, wanted, share, of, mending, at)
         if current is model:
             first.update(scores)
         return plan
 
     if wanted.iterations == 1 or wanted.ratio is None or at.dry:
-        return Decision(plan_for(model, wanted.ratio), first)
+        return Decision(plan_for(model, wanted.ratio, {}), first)
     plan = iterate(
         model,
         plan_for,
         lambda so_far: mend(model, so_far, at.text, mending, original=at.original, record={}, **at.place),
         ratio=wanted.ratio,
         iterations=wanted.iterations,
+        units={group.name: group.units for group in groups(model, wanted.kinds)},
     )
     return Decision(plan, first)
 
@@ -100,11 +101,11 @@ def _at_once(model: Model, wanted: Wanted, mending: Mending, at: Surroundings) -
 
 
 def _planned(
-    model: Model, wanted: Wanted, share: float | None, mending: Mending, at: Surroundings
+    model: Model, wanted: Wanted, share: float | None, of: Mapping[str, int], mending: Mending, at: Surroundings
 ) -> tuple[Plan, Scores]:
-    """The plan for one model, with a ratio of its own, and the scores it follows from."""
+    """The plan for one model, with a ratio of its own `of` the units there were, and the scores it follows from."""
     own = groups(model, wanted.kinds)
-    amount = {"ratio": share, "count": wanted.count, **wanted.how}
+    amount = {"ratio": share, "count": wanted.count, "of": of, **wanted.how}
     settings = wanted.settings if wanted.budget is not None else _fitting(model, own, wanted, amount)
     scores = _scores(model, own, wanted.criterion, settings, at)
     if wanted.budget is None:
@@ -134,7 +135,7 @@ def _rounds(own: list[Group], name: str, settings: dict[str, Any], amount: Mappi
     if name != "kl" or len({group.units for group in own}) > 1:
         return settings
     units = own[0].units
-    gone = amount["count"] if amount["count"] is not None else round(units * (amount["ratio"] or 0))
+    gone = units - asked(own[0], amount["ratio"], amount["count"], amount["of"])
     return {"rounds": min(gone, units - 1), **settings} if gone else settings
 
 

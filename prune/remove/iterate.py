@@ -10,25 +10,43 @@ from prune.remove.cut import Plan
 
 def iterate(
     model: Model,
-    plan_for: Callable[[Model, float], Plan],
+    plan_for: Callable[[Model, float, Mapping[str, int]], Plan],
     shrink: Callable[[Plan], Model],
     *,
     ratio: float,
     iterations: int,
+    units: Mapping[str, int],
 ) -> Plan:
     """The plan, in the model's own units, that `iterations` rounds arrive at.
 
-    `plan_for(model, ratio)` scores and chooses on what is left, `shrink(plan)` cuts the first model by the plan so far
-    (and refits it, if that is wanted). Every round removes the same share of the first model's units.
+    `plan_for(model, ratio, of)` scores and chooses on what is left, so that in all `ratio` of the units `of` each group
+    of the first model is gone; `shrink(plan)` cuts that model by the plan so far (and refits it, if that is wanted).
+    `units` are the first model's, by group. Every round removes the same share of them, and the last one ends where a
+    single round would: nothing is rounded twice.
     """
     plan: Plan = {}
     current = model
     for number in range(1, iterations + 1):
-        before, after = 1 - ratio * (number - 1) / iterations, 1 - ratio * number / iterations
-        plan = compose(plan, plan_for(current, 1 - after / before))
-        if number < iterations:
+        plan = compose(plan, plan_for(current, ratio * number / iterations, renamed(units, plan)))
+        if number < iterations and any(len(kept) < units[name] for name, kept in plan.items()):
             current = shrink(plan)
     return plan
+
+
+def renamed(units: Mapping[str, int], plan: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """What is said of the groups of a model, by the names they have once a plan has dropped layers."""
+    layers = plan.get("layers")
+    if layers is None:
+        return dict(units)
+    new = {layer: number for number, layer in enumerate(layers)}
+    found = {}
+    for name, value in units.items():
+        layer = _layer(name)
+        if layer is None:
+            found[name] = value
+        elif layer in new:
+            found[f"layers.{new[layer]}.{name.rsplit('.', 1)[1]}"] = value
+    return found
 
 
 def compose(first: Mapping[str, Sequence[int]], then: Mapping[str, Sequence[int]]) -> Plan:
