@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+import prune
 from prune import files
 from prune.errors import PruneError
 from prune.recipe import apply, check
+from prune.remove.cut import cut
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +179,16 @@ def test_fewer_calibration_tokens_than_unknowns_are_warned_of() -> None:
 )  # fmt: skip
 def test_what_a_budget_cannot_share_out_is_known_before(options: dict[str, Any], expected: str) -> None:
     assert expected in complaint({"remove": options})
+
+
+def test_folding_adds_no_parameters() -> None:
+    calibration = {"data": "python-docs", "samples": 2, "length": 32}
+    remove = {"what": "layers", "count": 1, "protect": [0], "criterion": "redundancy", "fold": True}
+    recipe = {"model": "bundled", "output": "out", "calibration": calibration, "steps": [{"remove": remove}]}
+    (step,) = apply(recipe).steps
+    plain = cut(prune.open("bundled"), step["record"]["plan"])
+    assert step["record"]["parameters"][1] == plain.tensors.parameters
+    assert not any(name.endswith(".bias") for name in prune.open("out").tensors.info)
 
 
 def test_halves_and_width_go_through_a_recipe() -> None:

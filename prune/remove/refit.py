@@ -69,15 +69,15 @@ def refit(
     in some thirty times the time, and with what enters and should leave the MLP in memory.
 
     Where a plan drops layers, the output linear before them is solved for what leaves them, so that they are folded
-    into it; with `fold_only` nothing else is solved. New weights go into `changes` (default: memory), and `record` is
-    given what was chosen and what had to be raised. Sums are float32 or better whatever `dtype` (None: as stored)
-    computes. Raises PruneError when the reference has other layers than the model.
+    into it; with `fold_only` nothing else is solved, and no bias is added. New weights go into `changes` (default:
+    memory), and `record` is given what was chosen and what had to be raised. Sums are float32 or better whatever
+    `dtype` (None: as stored) computes. Raises PruneError when the reference has other layers than the model.
     """
     reference = model if reference is None else reference
     _check_reference(model, reference)
     record = {} if record is None else record
     small = cut(model, plan)
-    small = slots.opened(small) if intercept else small
+    small = slots.opened(small) if intercept and not fold_only else small
     place: dict[str, Any] = {"device": device, "dtype": dtype}
     common: dict[str, Any] = {"linears": linears, "damping": damping, "intercept": intercept, "rounds": rounds}
     only = _before_dropped(model, plan) if fold_only else None
