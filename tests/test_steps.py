@@ -174,11 +174,41 @@ def test_fewer_calibration_tokens_than_unknowns_are_warned_of() -> None:
         ({"what": "width", "budget": {"params": 0.5}, "uniform": False, "criterion": "magnitude"}, "width has one size"),
         ({"what": "channels", "budget": {"latency": 0.01}, "criterion": "magnitude"}, "the smallest is flops 0."),
         ({"what": "channels", "budget": {"params": 0.01}, "criterion": "magnitude"}, "the smallest is params 0."),
+        ({"what": "channels", "budget": {}, "uniform": False, "criterion": "magnitude"}, "an empty budget asks for nothing"),
+        ({"what": "channels", "budget": {"params": 0.5}, "scope": "global"}, "remove.scope: does nothing beside a budget"),
+        ({"what": "channels", "budget": {"params": 0.5}, "normalize": "none"}, "remove.normalize: does nothing beside a budget"),
+        ({"what": "channels", "ratio": 0.5, "uniform": False}, "remove.uniform: says how a budget is shared out"),
         ({"what": ["attention", "mlp"], "ratio": 0.5, "iterations": 2, "criterion": "magnitude"}, "steps of their own"),
     ],
 )  # fmt: skip
 def test_what_a_budget_cannot_share_out_is_known_before(options: dict[str, Any], expected: str) -> None:
     assert expected in complaint({"remove": options})
+
+
+def test_a_budget_honours_what_is_protected_and_says_what_room_it_leaves() -> None:
+    remove = {"what": "heads", "budget": {"params": 0.93}, "criterion": "magnitude"}
+    (note,) = check({"model": "bundled", "steps": [{"remove": remove}]}).steps[0]["record"]["notes"]
+    assert note.startswith("params: 0.8") and "not the 0.93 that may" in note
+    remove = {
+        "what": "channels",
+        "budget": {"params": 0.8},
+        "criterion": "magnitude",
+        "protect": [0],
+        "multiple_of": 64,
+    }
+    record = apply({"model": "bundled", "output": "out", "steps": [{"remove": remove}]}).steps[0]["record"]
+    kept = [len(record["plan"][f"layers.{layer}.channels"]) for layer in range(1, 6)]
+    assert "layers.0.channels" not in record["plan"]
+    assert not any(count % 64 for count in kept)
+    assert record["parameters"][1] <= 0.8 * record["parameters"][0]
+
+
+def test_a_budget_holds_for_the_biases_that_flap_adds() -> None:
+    calibration = {"data": "python-docs", "samples": 2, "length": 32}
+    remove = {"what": "channels", "budget": {"params": 0.6}, "criterion": "flap"}
+    recipe = {"model": "bundled", "output": "out", "calibration": calibration, "steps": [{"remove": remove}]}
+    before, after = apply(recipe).steps[0]["record"]["parameters"]
+    assert 0.59 * before < after <= 0.6 * before
 
 
 def test_folding_adds_no_parameters() -> None:

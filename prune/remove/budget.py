@@ -7,7 +7,8 @@ integer program for several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -20,7 +21,7 @@ from prune.errors import PruneError, unknown
 from prune.model.groups import Group
 from prune.model.model import Model
 from prune.model.walk import Batch, logits
-from prune.remove.choose import legal, lowest_removed, structural
+from prune.remove.choose import ALIGNED, legal, lowest_removed, protected, structural
 from prune.remove.costs import COSTS, LINEAR, Cost
 from prune.remove.cut import Plan, cut
 from prune.remove.divergence import divergence
@@ -34,21 +35,65 @@ Sizes = dict[str, int]  # kept units by group
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be shared out: groups with their error curves, and what each cost may be at most."""
+    """What is to be shared out: groups with their error curves, and what each cost may be at most.
+
+    `limits` hold for the cut alone: `added` is what comes on top of it afterwards. `uneven` are kinds of which some
+    layers are protected, so that the others need not be what a stock config carries. Channels, and the width, stay a
+    multiple of `step`.
+    """
 
     model: Model
     groups: Sequence[Group]
     scores: Mapping[str, Tensor]
     limits: Mapping[str, float]
     costs: Mapping[str, Cost]
+    added: Mapping[str, float]
+    step: int = 1
+    uneven: frozenset[str] = frozenset()
 
     def plan(self, sizes: Mapping[str, int]) -> Plan:
         """The plan that keeps the best-scored units, so many of each group."""
-        return {g.name: lowest_removed(g, self.scores[g.name], 1 - sizes[g.name] / g.units) for g in self.groups}
+        return {
+            g.name: lowest_removed(g, self.scores[g.name], 1 - sizes[g.name] / g.units, self._step(g))
+            for g in self.groups
+        }
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         small = cut(self.model, self.plan(sizes))
         return all(self.costs[name](small) <= limit for name, limit in self.limits.items())
+
+    def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """What the sizes come to by each cost of the budget, as shares of the model, what is added later included."""
+        small = cut(self.model, self.plan(sizes))
+        return {
+            name: (self.costs[name](small) + self.added[name]) / self.costs[name](self.model) for name in self.limits
+        }
+
+    def counts(self, group: Group) -> list[int]:
+        """How many units of a group may stay, ascending; all of them last."""
+        return structural(group, self._step(group))
+
+    def alike(self) -> dict[str, list[int]]:
+        """By kind, how many units all layers may keep: what a stock config carries, where it carries less than all.
+
+        Where no kind has such a count, as in `choose`, all that there are: a checkpoint whose layers differ by type.
+        """
+        first = {group.kind: group for group in reversed(self.groups)}
+        stock = {
+            kind: [n for n in self.counts(g) if n == g.units or kind in self.uneven or legal(self.model, g, n)]
+            for kind, g in first.items()
+        }
+        return stock if any(len(own) > 1 for own in stock.values()) else {k: self.counts(g) for k, g in first.items()}
+
+    def least(self, *, uniform: bool) -> Sizes:
+        """The smallest sizes there are."""
+        if not uniform:
+            return {group.name: self.counts(group)[0] for group in self.groups}
+        fewest = {kind: own[0] for kind, own in self.alike().items()}
+        return {group.name: fewest[group.kind] for group in self.groups}
+
+    def _step(self, group: Group) -> int:
+        return self.step if group.kind in ALIGNED else 1
 
     def most(self, allowed: Sequence[int], sizes: Callable[[int], Sizes]) -> int | None:
         """The largest of some ascending counts whose `sizes` fit, by bisection; None when none does."""
@@ -62,7 +107,7 @@ class Problem:
         """The sizes grown, finest groups first, while the budget holds."""
         kept = dict(sizes)
         for group in sorted(self.groups, key=lambda g: -g.units):
-            allowed = [n for n in structural(group) if n >= kept[group.name]]
+            allowed = [n for n in self.counts(group) if n >= kept[group.name]]
             found = self.most(allowed[1:], lambda n, name=group.name: {**kept, name: n})  # type: ignore[misc]
             kept[group.name] = found or kept[group.name]
         return kept
@@ -79,20 +124,22 @@ def allocate(
     judge: Callable[[Plan], float] | None = None,
     finished: Callable[[Model], Model] | None = None,
     costs: Mapping[str, Cost] = COSTS,
+    multiple_of: int = 1,
+    protect: Iterable[int | str] = (),
 ) -> Plan:
     """The plan that loses least within `budget`, the shares of params, bytes, FLOPs (or other `costs`) that may stay.
 
     `groups` lie in layers (or, with `uniform`, are the width); `scores` are error curves, as criterion `obs` gives
     them. With `uniform` all layers keep as many, shapes are those a stock config carries, and the best few by their
     curves are ranked by `judge(plan)`. Without, each layer has its own; `weights` say by group how much a unit of error
-    matters. What `finished` adds to a model after the cut (biases, say) is kept free. Raises PruneError when the budget
-    cannot be met, with the smallest that can.
+    matters. What `finished` adds to a model after the cut (biases, say) is kept free. `multiple_of` and `protect` are
+    as in `choose`; what is protected is no part of the plan. Raises PruneError when the budget cannot be met, with the
+    smallest that can.
     """
-    asked = problem(model, groups, scores, budget, finished=finished, costs=costs)
-    sizes = on_grid(asked, judge) if uniform else by_layer(asked, weights or {})
-    if sizes is None:
-        raise PruneError(f"the budget cannot be met: {_smallest(asked)}", where="budget")
-    return asked.plan(sizes)
+    bounds: dict[str, Any] = {"multiple_of": multiple_of, "protect": protect}
+    asked = problem(model, groups, scores, budget, finished=finished, costs=costs, **bounds)
+    check_met(asked, uniform=uniform)
+    return asked.plan(on_grid(asked, judge) if uniform else by_layer(asked, weights or {}))
 
 
 def problem(
@@ -103,8 +150,15 @@ def problem(
     *,
     finished: Callable[[Model], Model] | None = None,
     costs: Mapping[str, Cost] = COSTS,
+    multiple_of: int = 1,
+    protect: Iterable[int | str] = (),
 ) -> Problem:
-    """What a budget asks. Raises PruneError for an unknown cost or a share that is none."""
+    """What a budget asks; options are those of `allocate`.
+
+    Raises PruneError for an unknown cost, a share that is none, a budget of nothing, and when all is protected.
+    """
+    if not budget:
+        raise PruneError("an empty budget asks for nothing; give a share, as in {params: 0.6}", where="budget")
     for name, share in budget.items():
         if name not in costs:
             raise unknown("budget", name, costs)
@@ -112,17 +166,25 @@ def problem(
             raise PruneError(
                 f"the share of {name} that stays must be above 0 and at most 1, not {share}", where="budget"
             )
-    limits = {name: share * costs[name](model) for name, share in budget.items()}
-    if finished is not None:
-        whole = finished(model)
-        limits = {name: limit - costs[name](whole) + costs[name](model) for name, limit in limits.items()}
-    return Problem(model, groups, scores, limits, costs)
+    whole = model if finished is None else finished(model)
+    added = {name: costs[name](whole) - costs[name](model) for name in budget}
+    limits = {name: share * costs[name](model) - added[name] for name, share in budget.items()}
+    safe, _ = protected(groups, protect)
+    left = [group for group in groups if group.name not in safe]
+    if not left:
+        raise PruneError("every group is protected, so that nothing can go", where="protect")
+    uneven = frozenset(group.kind for group in groups if group.name in safe)
+    return Problem(model, left, scores, limits, costs, added, multiple_of, uneven)
 
 
-def _smallest(asked: Problem) -> str:
-    least = cut(asked.model, {g.name: lowest_removed(g, asked.scores[g.name], 1.0) for g in asked.groups})
-    parts = [f"{name} {asked.costs[name](least) / asked.costs[name](asked.model):.3f}" for name in asked.limits]
-    return f"with these kinds of groups the smallest is {', '.join(parts)}"
+def check_met(asked: Problem, *, uniform: bool) -> None:
+    """PruneError for a budget that the smallest sizes exceed, with what they come to, rounded up."""
+    least = asked.least(uniform=uniform)
+    if asked.fits(least):
+        return
+    shares = asked.shares(least)
+    parts = ", ".join(f"{name} {math.ceil(share * 1000) / 1000:.3f}" for name, share in shares.items())
+    raise PruneError(f"the budget cannot be met: with these kinds of groups the smallest is {parts}", where="budget")
 
 
 def added_up(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,12 +218,13 @@ def curve(scores: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.float64), lost])
 
 
-def on_grid(asked: Problem, judge: Callable[[Plan], float] | None) -> Sizes | None:
-    """Every legal count of the coarse kinds, each with as many units of the finest kind as the budget leaves."""
+def on_grid(asked: Problem, judge: Callable[[Plan], float] | None) -> Sizes:
+    """Every legal count of the coarse kinds, each with as many units of the finest kind as the budget leaves.
+
+    The budget is one that the smallest sizes meet.
+    """
     first = {group.kind: group for group in reversed(asked.groups)}
-    counts = {
-        kind: [n for n in structural(g) if n >= g.minimum and legal(asked.model, g, n)] for kind, g in first.items()
-    }
+    counts = asked.alike()
     inside = [kind for kind in first if first[kind].layer is not None]
     finest = max(inside or first, key=lambda kind: len(counts[kind]))
     others = {kind: _spread(counts[kind], COARSE) for kind in first if kind != finest}
@@ -177,8 +240,7 @@ def on_grid(asked: Problem, judge: Callable[[Plan], float] | None) -> Sizes | No
             found.append((_lost(asked, sizes(most)), sizes(most)))
     stock = [entry for entry in found if cut(asked.model, asked.plan(entry[1])).uniform] or found
     best = sorted(stock, key=lambda entry: entry[0])[:BEST]
-    if not best:
-        return None
+    assert best, "the smallest sizes are on the grid"
     return min(best, key=lambda entry: entry[0] if judge is None else judge(asked.plan(entry[1])))[1]
 
 
@@ -192,14 +254,17 @@ def _lost(asked: Problem, sizes: Sizes) -> float:
     total = 0.0
     for group in asked.groups:
         lost = curve(asked.scores[group.name])
-        share = (lost[group.units - sizes[group.name]] / lost[-1].clamp_min(1e-30)).item()
+        share = (lost[max(group.units - sizes[group.name], 0)] / lost[-1].clamp_min(1e-30)).item()
         total += share * (1 if group.layer is not None else asked.model.numbers["layers"])
     return total
 
 
-def by_layer(asked: Problem, weights: Mapping[str, float]) -> Sizes | None:
-    """Sizes of each group by knapsack, then as many units more as still fit."""
-    levels = [_levels(group) for group in asked.groups]
+def by_layer(asked: Problem, weights: Mapping[str, float]) -> Sizes:
+    """Sizes of each group by knapsack, then as many units more as still fit.
+
+    The budget is one that the smallest sizes meet; they are the start where rounding leaves the knapsack nothing.
+    """
+    levels = [_levels(asked.counts(group)) for group in asked.groups]
     lost = [
         np.array([weights.get(g.name, 1.0) * curve(asked.scores[g.name])[g.units - n].item() for n in own])
         for g, own in zip(asked.groups, levels, strict=True)
@@ -211,14 +276,14 @@ def by_layer(asked: Problem, weights: Mapping[str, float]) -> Sizes | None:
         picks = knapsack(lost, saved[name], needed[name])
     else:
         picks = program(lost, list(saved.values()), list(needed.values()))
-    if picks is None:
-        return None
-    return asked.filled({g.name: own[pick] for g, own, pick in zip(asked.groups, levels, picks, strict=True)})
+    picked = picks or [len(own) - 1 for own in levels]
+    sizes = {g.name: own[pick] for g, own, pick in zip(asked.groups, levels, picked, strict=True)}
+    return asked.filled(sizes if asked.fits(sizes) else asked.least(uniform=False))
 
 
-def _levels(group: Group) -> list[int]:
-    """Counts to try for a group, all of it first."""
-    allowed = sorted((n for n in structural(group) if n >= group.minimum), reverse=True)
+def _levels(counts: Sequence[int]) -> list[int]:
+    """Counts to try of those a group may keep, all of it first."""
+    allowed = list(reversed(counts))
     step = max(1, -(-len(allowed) // LEVELS))
     return list(dict.fromkeys([*allowed[::step], allowed[-1]]))
 

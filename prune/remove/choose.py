@@ -17,6 +17,7 @@ from prune.model.model import Model
 
 Scope = Literal["layer", "global"]
 Normalize = Literal["mean", "standard", "none"]
+ALIGNED = ("channels", "traced", "width")  # kinds of which a multiple of so many may be asked
 
 
 def choose(
@@ -45,14 +46,14 @@ def choose(
     Raises PruneError when nothing would be left or a name is unknown.
     """
     _check_amount(ratio, count)
-    safe, pinned = _protected(groups, protect)
+    safe, pinned = protected(groups, protect)
     plan: dict[str, list[int]] = {}
     taken: dict[str, int] = {}  # numbers of the config that are settled
     for kind in sorted(dict.fromkeys(group.kind for group in groups), key="width".__eq__):
         own = [group for group in groups if group.kind == kind]
         open_ = [group for group in own if group.name not in safe]
         alike = len(open_) == len(own)
-        step = multiple_of if kind in ("channels", "traced", "width") else 1
+        step = multiple_of if kind in ALIGNED else 1
         if scope == "layer" or own[0].layer is None:
             for group in open_:
                 wanted = asked(group, ratio, count, of)
@@ -79,7 +80,7 @@ def _check_amount(ratio: float | None, count: int | None) -> None:
         raise PruneError(f"count is the number removed, at least 0, not {count}")
 
 
-def _protected(groups: Sequence[Group], protect: Iterable[int | str]) -> tuple[set[str], set[int]]:
+def protected(groups: Sequence[Group], protect: Iterable[int | str]) -> tuple[set[str], set[int]]:
     """The groups that stay whole, and the layers that may not be dropped."""
     whole: set[str] = set()
     pinned: set[int] = set()
@@ -127,9 +128,9 @@ def structural(group: Group, step: int = 1) -> list[int]:
     return [n for n in range(least, group.units + 1) if n % parts == 0 and (n // parts % step == 0 or n == group.units)]
 
 
-def lowest_removed(group: Group, scores: Tensor, ratio: float) -> list[int]:
+def lowest_removed(group: Group, scores: Tensor, ratio: float, step: int = 1) -> list[int]:
     """The units that stay when about `ratio` of a group's lowest-scored ones go, equally many of each partition."""
-    allowed = [count for count in structural(group) if count >= group.minimum]
+    allowed = structural(group, step)
     kept = min(allowed, key=lambda count: abs(count - group.units * (1 - ratio)))
     each = kept // len(group.partitions)
     best = [sorted(part, key=lambda unit: -scores[unit].item())[:each] for part in group.partitions]
@@ -144,7 +145,7 @@ def legal(model: Model, group: Group, kept: int, taken: Mapping[str, int] = Mapp
     if numbers:
         return configs.accepts(model, **{**taken, **numbers})
     number = "expert_channels" if model.sizes(group.layer or 0)["experts"] and group.kind == "channels" else group.kind
-    return number not in model.family.fixed
+    return kept == group.units or number not in model.family.fixed
 
 
 def _stated(model: Model, group: Group, kept: int) -> dict[str, int]:

@@ -110,10 +110,11 @@ def _planned(
     scores = _scores(model, own, wanted.criterion, settings, at)
     if wanted.budget is None:
         return choose(model, own, scores, **amount), scores
-    search = Search(mending.refit, at.unfinished, at.record, at.place)
-    exact = wanted.criterion == "obs"
+    search = Search(mending.refit, at.unfinished, at.record, at.place, mending.opens)
     text = None if at.dry else at.text
-    return within(model, own, scores, text, wanted.budget, search, exact=exact, uniform=wanted.uniform), scores
+    bounds = {name: wanted.how[name] for name in ("multiple_of", "protect") if name in wanted.how}
+    options = {"exact": wanted.criterion == "obs", "uniform": wanted.uniform, **bounds}
+    return within(model, own, scores, text, wanted.budget, search, **options), scores
 
 
 def _scores(model: Model, own: list[Group], name: str, settings: Mapping[str, Any], at: Surroundings) -> Scores:
@@ -157,6 +158,15 @@ def check_amounts(wanted: Wanted, *, idle: Sequence[str], plan: str | None) -> N
         raise PruneError(f"does nothing beside a plan, which says what stays: {', '.join(idle)}", where=idle[0])
     if wanted.budget is not None and {"ratio", "count", "iterations"} & set(idle):
         raise PruneError("give either a budget, or a ratio or count with its iterations", where="budget")
+    if wanted.budget is not None and (ranked := {"scope", "normalize"} & set(idle)):
+        names = sorted(ranked, reverse=True)
+        raise PruneError(f"does nothing beside a budget, which shares out itself: {', '.join(names)}", where=names[0])
+    if wanted.budget is not None and not wanted.budget:
+        raise PruneError("an empty budget asks for nothing; give a share, as in {params: 0.6}", where="budget")
+    if wanted.budget is None and not wanted.uniform:
+        raise PruneError(
+            "says how a budget is shared out, and there is none; scope: global is for a ratio", where="uniform"
+        )
     if wanted.iterations > 1 and wanted.ratio is None:
         raise PruneError("iterations reach a ratio; give one", where="iterations")
     if wanted.iterations > 1 and len(wanted.kinds) > 1 and {"attention", "mlp"} & set(wanted.kinds):

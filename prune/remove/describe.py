@@ -9,6 +9,7 @@ from prune.model.groups import Group
 from prune.model.model import Model
 
 Plan = Mapping[str, Sequence[int]]
+NEARLY = 0.99  # of a budget: what lands below it has left room
 
 
 def in_words(groups: Sequence[Group], plan: Plan, *, named: bool = True) -> dict[str, str]:
@@ -47,9 +48,15 @@ def notes(
     ratio: float | None = None,
     count: int | None = None,
     scope: str = "layer",
+    budget: Mapping[str, float] | None = None,
+    landed: Mapping[str, float] | None = None,
 ) -> list[str]:
-    """Where the type changed, and where counts were moved to ones that a stock config carries."""
+    """Where the type changed, where counts were moved to ones that a stock config carries, and a budget's unused room.
+
+    `landed` are the shares that a plan within the `budget` comes to.
+    """
     found = _type_note(big.config.model_type, small.config.model_type)
+    found += _room_note(budget or {}, landed or {})
     if scope == "layer" and (ratio is not None or count is not None):
         for kind in dict.fromkeys(group.kind for group in groups):
             group = next((g for g in groups if g.kind == kind and g.name in plan), None)
@@ -61,6 +68,15 @@ def notes(
                         f"{kind}: {lost} of {group.units} removed, not the {asked} asked for: the nearest that fits"
                     )
     return found
+
+
+def _room_note(budget: Mapping[str, float], landed: Mapping[str, float]) -> list[str]:
+    """Said where no cost comes within a hundredth of what it may be."""
+    used = {name: landed[name] / budget[name] for name in budget if name in landed}
+    if not used or max(used.values()) >= NEARLY:
+        return []
+    name = max(used, key=used.__getitem__)
+    return [f"{name}: {landed[name]:.3f} of the model stays, not the {budget[name]:g} that may: no larger shape fits"]
 
 
 def _type_note(before: str, after: str) -> list[str]:

@@ -12,7 +12,6 @@ from itertools import islice
 
 from prune.model.groups import Group
 from prune.remove.budget import Problem, Sizes
-from prune.remove.choose import structural
 from prune.remove.cut import cut
 
 SWEEPS = 3
@@ -23,7 +22,7 @@ def exchange(asked: Problem, start: Sizes, judge: Callable[[Sizes], float], *, s
     """The best sizes found, all within the budget; `judge` gives what they lose."""
     best, lost = dict(start), judge(start)
     for sweep in range(sweeps):
-        steps = {group.name: _steps(group, best[group.name], STEP * 2**sweep) for group in asked.groups}
+        steps = {group.name: _steps(asked, group, best[group.name], STEP * 2**sweep) for group in asked.groups}
         found = _measured(asked, best, lost, steps, judge)
         moved = False
         for count in _halving(len(found)):
@@ -37,9 +36,9 @@ def exchange(asked: Problem, start: Sizes, judge: Callable[[Sizes], float], *, s
     return best
 
 
-def _steps(group: Group, kept: int, parts: int) -> tuple[int | None, int | None]:
+def _steps(asked: Problem, group: Group, kept: int, parts: int) -> tuple[int | None, int | None]:
     """The next smaller and the next larger count worth a trial."""
-    allowed = [n for n in structural(group) if n >= group.minimum]
+    allowed = asked.counts(group)
     size = max(group.units // parts, 1)
     smaller = [n for n in allowed if n <= kept - size] or [n for n in allowed if n < kept][:1]
     larger = [n for n in allowed if n >= kept + size] or [n for n in allowed if n > kept][-1:]
@@ -102,7 +101,7 @@ def _moved(
     while not asked.fits(trial):
         shrunk = False
         for name in givers:
-            smaller, _ = _steps(table[name], trial[name], 4 * STEP)
+            smaller, _ = _steps(asked, table[name], trial[name], 4 * STEP)
             if smaller is not None:
                 trial[name], shrunk = smaller, True
         if not shrunk:

@@ -29,6 +29,13 @@ class Mending:
     refit: Mapping[str, Any] | None = None
     fold: bool = False
 
+    @property
+    def opens(self) -> bool:
+        """Whether biases are added where the stock config has slots for them."""
+        if self.refit is not None:
+            return bool(self.refit.get("intercept", True))
+        return not self.fold and COMPENSATED.get(self.criterion) == "bias"
+
     def __bool__(self) -> bool:
         return self.refit is not None or self.fold or self.criterion in COMPENSATED
 

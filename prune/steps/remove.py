@@ -70,7 +70,7 @@ def remove(
     plan: a JSON file of kept units per group, instead of ratio or count; nothing is scored.
     budget: the share of params, flops, bytes or latency (as timed here, for prompts) that may stay, as in
         `{params: 0.6}`, in place of a ratio: how much of each kind goes is then chosen, to lose least. Several hold at
-        once. Criterion `obs` knows the errors that this weighs best.
+        once. `protect` and `multiple_of` hold too. Criterion `obs` knows the errors that this weighs best.
     uniform: with a budget, remove as much from every layer (a stock checkpoint); false lets layers differ, and searches
         from the uniform shape on for what is predicted better after refit.
     criterion: how units are scored, by name, or with its options as in `{magnitude: {norm: l1}}`.
@@ -109,7 +109,17 @@ def remove(
         bytes=[model.tensors.bytes, small.tensors.bytes],
         saved_as=small.config.model_type,
         architecture=small.architecture.__name__,
-        notes=notes(model, small, found, chosen, ratio=ratio, count=count, scope=scope),
+        notes=notes(
+            model,
+            small,
+            found,
+            chosen,
+            ratio=ratio,
+            count=count,
+            scope=scope,
+            budget=budget,
+            landed=run.record.get("landed"),
+        ),
     )
     if run.dry:
         if mending and run.calibration is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from prune.errors import PruneError
 from prune.model import slots
-from prune.model.groups import groups
+from prune.model.groups import groups, kinds
 from prune.model.open import open as open_model
 from prune.remove.budget import allocate, on_grid, problem
 from prune.remove.choose import lowest_removed
@@ -20,10 +22,12 @@ from prune.remove.cut import cut
 from prune.remove.divergence import divergence
 from prune.remove.exchange import exchange
 from prune.remove.knapsack import knapsack, program
+from prune.remove.mend import Mending, mend
 from prune.remove.score import score
 from prune.remove.sensitivity import sensitivity
 from prune.remove.sensitivity_plot import write_plot, write_table
 from prune.remove.within import Search, within
+from tests import zoo
 from tests.tiny import padded_batch, tiny_model, token_ids
 
 BATCHES = [{"input_ids": token_ids(4, 24)}]
@@ -214,3 +218,92 @@ def test_a_uniform_budget_may_narrow_the_stream(scored) -> None:
     small = cut(model, plan)
     assert small.uniform
     assert 0.49 < small.tensors.parameters / model.tensors.parameters <= 0.5
+
+
+FAMILIES = ["llama", "qwen2", "gpt2", "bloom", "gpt_neox", "mixtral", "qwen2_moe", "gemma2", "phi3"]
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("finished", [None, slots.opened])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_smallest_that_is_said_can_be_had(family: str, finished: Any, uniform: bool) -> None:
+    model = open_model(zoo.module(family))
+    found = groups(model, [kind for kind in kinds(model) if kind in ("heads", "channels")])
+    scores = {group.name: torch.arange(group.units, dtype=torch.float) for group in found}
+    for name in ("params", "flops"):
+        with pytest.raises(PruneError, match=r"the smallest is ") as caught:
+            allocate(model, found, scores, budget={name: 0.001}, uniform=uniform, finished=finished)
+        smallest = float(str(caught.value).rsplit(" ", 1)[1])
+        plan = allocate(model, found, scores, budget={name: smallest}, uniform=uniform, finished=finished)
+        whole, small = COSTS[name](model), cut(model, plan)
+        small = small if finished is None else finished(small)
+        assert smallest - 0.02 < COSTS[name](small) / whole <= smallest
+
+
+def test_all_units_are_always_a_shape() -> None:
+    """BLOOM's config states no channels: as many from each layer is then a checkpoint of a type of its own."""
+    model = open_model(zoo.module("bloom"))
+    found = groups(model, "channels")
+    scores = {group.name: torch.arange(group.units, dtype=torch.float) for group in found}
+    for share in (0.9, 1.0):
+        small = cut(model, allocate(model, found, scores, budget={"params": share}))
+        assert share * 0.98 < small.tensors.parameters / model.tensors.parameters <= share
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_budget_leaves_what_is_protected_and_aligns_the_rest(scored, uniform: bool) -> None:
+    model, found, scores = scored
+    options = {"protect": [0], "multiple_of": 16, "uniform": uniform}
+    plan = allocate(model, found, scores, budget={"params": 0.8}, **options)
+    assert set(plan) == {"layers.1.channels", "layers.1.heads"}
+    assert len(plan["layers.1.channels"]) % 16 == 0
+    assert 0.7 < cut(model, plan).tensors.parameters / model.tensors.parameters <= 0.8
+    kept = allocate(model, found, scores, budget={"params": 0.8}, uniform=uniform, protect=["heads"], multiple_of=32)
+    assert {name.rsplit(".", 1)[1]: len(own) % 32 for name, own in kept.items()} == {"channels": 0}
+    with pytest.raises(PruneError, match="every group is protected"):
+        allocate(model, found, scores, budget={"params": 0.8}, uniform=uniform, protect=["heads", "channels"])
+
+
+def test_a_search_leaves_what_is_protected_and_aligns_the_rest(scored) -> None:
+    model, found, scores = scored
+    options = {"protect": [1], "multiple_of": 8, "exact": True, "uniform": False}
+    plan = within(model, found, scores, BATCHES, {"params": 0.75}, Search(), **options)
+    assert set(plan) == {"layers.0.channels", "layers.0.heads"}
+    assert len(plan["layers.0.channels"]) % 8 == 0
+
+
+def test_only_the_width_is_added_up_beside_error_curves(scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prune.remove import within as module
+
+    model, _, _ = scored
+    found = groups(model, ["channels", "width"])
+    scores = score(model, found, BATCHES, criterion="obs")
+    given: dict[str, torch.Tensor] = {}
+
+    def noted(model, groups, curves, *args, **options):
+        given.update(curves)
+        return problem(model, groups, curves, *args, **options)
+
+    monkeypatch.setattr(module, "problem", noted)
+    within(model, found, scores, None, {"params": 0.5}, Search(), exact=True, uniform=True)
+    assert all(torch.equal(given[name], own) for name, own in scores.items() if name != "width")
+    assert given["width"].max() == pytest.approx(scores["width"].sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mending", "opens"),
+    [
+        (Mending("flap"), True),
+        (Mending("obs"), False),
+        (Mending("flap", {"intercept": False}), False),
+        (Mending("wanda", {}), True),
+        (Mending("flap", None, fold=True), False),
+    ],
+)
+def test_biases_are_opened_by_refit_and_by_flap(mending: Mending, opens: bool) -> None:
+    model = open_model(tiny_model("llama"))
+    assert mending.opens is opens
+    plan = {f"layers.{layer}.channels": list(range(20)) for layer in range(3)} | {"layers": [0, 1]}
+    plan = {"layers": [0, 1]} if mending.fold else {name: own for name, own in plan.items() if name != "layers"}
+    small = mend(model, plan, BATCHES, mending, record={})
+    assert (small.tensors.parameters > cut(model, plan).tensors.parameters) is opens
