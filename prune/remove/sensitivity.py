@@ -70,13 +70,15 @@ def sensitivity(
     """Mask `ratios` of the lowest-scored units of one group after the other, all else whole; nothing is mended.
 
     `what` are kinds of groups (default: all that lie in layers). Layers, attentions and MLPs are left out one by one,
-    each a point with one unit removed. `criterion` is one that scores in a walk: wanda, flap, obs, magnitude. Weights
-    are read once where the variants' hidden states fit into 2 GiB. Raises PruneError for a kind the model lacks.
+    each a point with one unit removed. `criterion` is one that scores in a walk: wanda, flap, obs, magnitude; kinds
+    that it does not score (experts) are scored by magnitude. Weights are read once where the variants' hidden states
+    fit into 2 GiB. Raises PruneError for a kind the model lacks.
     """
     found = [kind for kind in kinds(model) if kind != "width"] if what is None else list(dict.fromkeys(what))
     _check(model, found, ratios, criterion)
     inside = groups(model, [kind for kind in found if kind not in WHOLE])
-    check_criterion(inside, criterion, {})
+    for group in inside:
+        check_criterion([group], _able(group.kind, criterion), {})
     whole = groups(model, [kind for kind in found if kind in WHOLE])
     points: list[Point] = []
     place: dict[str, Any] = {"device": device, "dtype": dtype, "progress": progress}
@@ -145,16 +147,22 @@ def _in_groups(
     model: Model, visit: Visit, here: Sequence[Group], ratios: Sequence[float], criterion: str
 ) -> Iterator[_Variant]:
     """The variants of a layer's own groups, scored from the layer's own inputs."""
-    method, root = method_of(criterion), model.layer(visit.index)
+    needs, root = method_of(criterion).NEEDS, model.layer(visit.index)
     consumers = {piece.name: piece for group in here for piece in group.consumers}
-    statistics = gather(visit, root, consumers.values(), method.NEEDS) if method.NEEDS and here else {}
+    statistics = gather(visit, root, consumers.values(), needs) if needs and consumers else {}
     weights = dict(visit.module.named_parameters(prefix=root))
     for group in here:
+        method = method_of(_able(group.kind, criterion))
         scores = method.score(group, weights.__getitem__, statistics)
         for kept in _counts(group, scores, ratios):
             masks = masked_inputs(model, {group.name: kept})
             states = _through(visit, zeroing(visit, model, masks))
             yield _Variant(group.name, group.kind, visit.index, group.units - len(kept), group.units, states)
+
+
+def _able(kind: str, criterion: str) -> str:
+    """The criterion, or magnitude where it does not score a kind."""
+    return criterion if kind in method_of(criterion).KINDS else "magnitude"
 
 
 def _counts(group: Group, scores: Tensor, ratios: Sequence[float]) -> list[list[int]]:

@@ -127,6 +127,19 @@ def test_masked_sensitivity_is_what_cutting_each_loses_for_every_kind() -> None:
         assert point.divergence == pytest.approx(divergence(cut(model, plan), model, batches), rel=1e-3), point
 
 
+def test_experts_are_measured_too_by_magnitude() -> None:
+    model = open_model(zoo.module("mixtral"))
+    batches = [{"input_ids": token_ids(4, 24)}]
+    points = sensitivity(model, batches, ratios=[0.5])
+    assert {"heads", "channels", "experts"} <= {point.kind for point in points}
+    found = groups(model, "experts")
+    scores = score(model, found, criterion="magnitude")
+    for group, point in zip(found, [point for point in points if point.kind == "experts"], strict=True):
+        kept = lowest_removed(group, scores[group.name], 0.5)
+        assert point.removed == group.units - len(kept) > 0
+        assert point.divergence == pytest.approx(divergence(cut(model, {group.name: kept}), model, batches), rel=1e-3)
+
+
 def test_more_variants_than_fit_take_more_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     from prune.remove import sensitivity as module
 
