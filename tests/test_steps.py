@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import prune
-from prune import files
+from prune import bundled, files
 from prune.errors import PruneError
 from prune.recipe import apply, check
 from prune.remove.cut import cut
+from tests import zoo
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +82,10 @@ def test_a_model_without_tokenizer_is_known_before(llama_folder: Path) -> None:
         ({"criterion": "magnitude"}, {"data": "short.txt"}, "recipe calibration: short.txt: gives 0 windows of 64 tokens, 2 were asked"),
         ({"criterion": "magnitude"}, {"data": "~/short.txt"}, "gives 0 windows of 64 tokens"),
         ({"criterion": "wanda"}, {"data": "~/short.txt", "samples": 3}, "gives 0 windows of 512 tokens, 3 were asked"),
-        ({"criterion": "magnitude", "fold": True}, {"data": "short.txt"}, "gives 0 windows of 512 tokens"),
+        ({"criterion": "magnitude", "refit": True}, {"data": "short.txt"}, "gives 0 windows of 512 tokens"),
         ({"criterion": "wanda"}, {"data": "python-docs", "length": 2048}, "calibration.length: length is 2048, and the model has 1024"),
         ({"criterion": "magnitude", "refit": True}, None, "refit and fold look at data"),
+        ({"criterion": "magnitude", "fold": True}, {"data": "python-docs"}, "fold: only whole layers are folded"),
     ],
 )  # fmt: skip
 def test_calibration_that_cannot_be_had_is_known_before(
@@ -183,6 +186,18 @@ def test_fewer_calibration_tokens_than_unknowns_are_warned_of() -> None:
 )  # fmt: skip
 def test_what_a_budget_cannot_share_out_is_known_before(options: dict[str, Any], expected: str) -> None:
     assert expected in complaint({"remove": options})
+
+
+@pytest.mark.parametrize("mending", ["refit", "fold"])
+@pytest.mark.parametrize("family", ["gemma2", "mixtral"])
+def test_layers_that_cannot_be_folded_are_known_before(family: str, mending: str) -> None:
+    zoo.module(family).save_pretrained("model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bundled.folder() / name, "model")
+    remove = {"what": "layers", "count": 1, "criterion": "magnitude", mending: True}
+    calibration = {"data": "python-docs", "samples": 2, "length": 16}
+    expected = f"{mending}: layers cannot be dropped with refit or fold"
+    assert expected in complaint({"remove": remove}, model="model", calibration=calibration)
 
 
 def test_a_budget_honours_what_is_protected_and_says_what_room_it_leaves() -> None:

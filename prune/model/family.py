@@ -169,6 +169,7 @@ class Family:
     differing: bool = True  # whether there is a form whose layers differ
     residual: bool = True  # whether a layer only adds to what goes through it, and so may add nothing
     normed_after: Mapping[str, Any] = field(default_factory=dict)  # config values with which it does more than add
+    rescales: str = ""  # what an MLP's output passes before it is added: a norm in the layer, or a config factor
     adds: tuple[str, ...] = ()  # weights in a layer, besides the consumers in `parts`, whose products it adds
     alias: Alias | None = None
     stored: Stored = Stored()

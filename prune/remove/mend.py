@@ -40,6 +40,40 @@ class Mending:
         return self.refit is not None or self.fold or self.criterion in COMPENSATED
 
 
+def check_mending(
+    model: Model, kinds: Sequence[str], plan: Mapping[str, Sequence[int]], mending: Mending, *, exact: bool
+) -> None:
+    """PruneError for layers that cannot be folded into the one before them, as refit and fold do, and for none to fold.
+
+    `exact` says that the plan names the layers that go, and not only how many.
+    """
+    if mending.fold and "layers" not in kinds:
+        raise PruneError("only whole layers are folded, and `what` has none; choices: what: layers", where="fold")
+    count = model.numbers["layers"]
+    kept = plan.get("layers", range(count))
+    if len(kept) == count or (mending.refit is None and not mending.fold):
+        return
+    before = [layer for layer in kept if layer + 1 < count and layer + 1 not in kept] if exact else range(count)
+    found = [unfoldable(model, layer) for layer in before]
+    if (any if exact else all)(found) and found:
+        why = next(reason for reason in found if reason)
+        raise PruneError(
+            f"layers cannot be dropped with refit or fold: {why}; drop them in a step without",
+            where="fold" if mending.fold else "refit",
+        )
+
+
+def unfoldable(model: Model, layer: int) -> str:
+    """Why what follows a layer cannot be folded into its last output linear, as its family has it; "" where it can."""
+    family = model.family
+    if not family.residual:
+        return f"in {family.model_type} a norm follows each sum"
+    if model.sizes(layer)["experts"]:
+        return "experts have no one output linear"
+    factor = getattr(model.config, family.rescales, None) if family.rescales else 1
+    return "" if factor == 1 else f"{family.model_type}'s MLP output passes {family.rescales} before it is added"
+
+
 def mend(
     model: Model,
     plan: Mapping[str, Sequence[int]],

@@ -19,7 +19,7 @@ from prune.remove.absorb import absorb as absorbed
 from prune.remove.cut import Plan, cut
 from prune.remove.decide import Decision, Surroundings, Wanted, check_amounts, decide
 from prune.remove.describe import in_words, notes
-from prune.remove.mend import Mending, mend
+from prune.remove.mend import Mending, check_mending, mend
 from prune.remove.plan_file import read_plan
 from prune.remove.profile import profile
 from prune.remove.prove import prove
@@ -100,6 +100,7 @@ def remove(
     at = Surroundings(text, run.original, run.unfinished, run.record, place(run), run.dry)
     decided = Decision(read_plan(plan, kinds)) if plan is not None else decide(model, wanted, mending, at)
     chosen = decided.plan
+    check_mending(model, kinds, chosen, mending, exact=plan is not None or not run.dry)
     big = _absorbed(run, model, chosen, text) if absorb and text is not None else model
     small = cut(big, chosen)
     run.record.update(

@@ -11,11 +11,15 @@ from prune.model.groups import groups
 from prune.model.open import open as open_model
 from prune.model.overlay import Changes
 from prune.model.save import load, save
+from prune.model.walk import walk
 from prune.remove import gauss_newton, looked, solve
 from prune.remove.choose import choose
 from prune.remove.cut import cut
 from prune.remove.divergence import divergence
+from prune.remove.looked import look
+from prune.remove.mend import unfoldable
 from prune.remove.refit import refit
+from prune.remove.stages import stages
 from tests import zoo
 from tests.tiny import padded_batch, tiny_model, token_ids
 
@@ -282,3 +286,13 @@ def test_gauss_newton_solves_a_linear_problem_in_one_round() -> None:
     x, t, _ = example(tokens=200)
     fitted = gauss_newton.fit(lambda w, x: x @ w["w"].T, {"w": torch.zeros(3, 5) + 0.1}, [x], [t], rounds=1, pull=0.0)
     torch.testing.assert_close(fitted["w"], torch.linalg.lstsq(x, t).solution.T, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_a_family_says_whether_its_output_is_added_as_it_is(family: str) -> None:
+    model = open_model(zoo.module(family))
+    for visit in walk(model, [zoo.batch(family)]):
+        found: dict[str, bool] = {}
+        paths = [stage.linears[0].path for stage in stages(model, visit.index, {}, None, inner=False)]
+        look(visit, paths, found)
+        assert found[paths[-1]] is not bool(unfoldable(model, visit.index))

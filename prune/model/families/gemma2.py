@@ -21,5 +21,6 @@ FAMILY = Family(
     sublayers=SUBLAYERS,
     stream=Stream((*SUBLAYERS["attention"].others, *SUBLAYERS["mlp"].others), offset=1.0, scaled=True),
     attributes=ATTRIBUTES,
+    rescales="post_feedforward_layernorm",
     attention="eager",  # the cap on attention logits exists in no other implementation
 )

@@ -21,4 +21,5 @@ FAMILY = Family(
     sublayers=SUBLAYERS,
     stream=Stream((*SUBLAYERS["attention"].others, *SUBLAYERS["mlp"].others), offset=1.0, scaled=True),
     attributes=ATTRIBUTES,
+    rescales="post_feedforward_layernorm",
 )

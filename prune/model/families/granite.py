@@ -12,4 +12,5 @@ FAMILY = Family(
     sublayers=SUBLAYERS,
     stream=STREAM,
     attributes=ATTRIBUTES,
+    rescales="residual_multiplier",
 )

@@ -17,4 +17,5 @@ FAMILY = Family(
     sublayers=halves("self_attn", "mlp", norms=(("post_attention_layernorm",), ("post_feedforward_layernorm",))),
     stream=Stream(("post_attention_layernorm", "post_feedforward_layernorm")),
     attributes=ATTRIBUTES,
+    rescales="post_feedforward_layernorm",
 )
