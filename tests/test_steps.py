@@ -226,6 +226,15 @@ def test_a_budget_holds_for_the_biases_that_flap_adds() -> None:
     assert 0.59 * before < after <= 0.6 * before
 
 
+@pytest.mark.parametrize(("name", "share"), [("training-free", 0.82), ("budget", 0.7)])
+def test_the_packaged_recipes_of_a_training_free_cut_run(name: str, share: float) -> None:
+    shrunken = ["calibration.samples=4", "calibration.length=32", "steps.1.evaluate.samples=2"]
+    result = apply(name, output="out", overrides=shrunken)
+    before, after = result.steps[0]["record"]["parameters"]
+    assert (share - 0.01) * before < after <= share * before
+    assert result.steps[0]["record"]["refit"]["linears"] == "all"
+
+
 def test_folding_adds_no_parameters() -> None:
     calibration = {"data": "python-docs", "samples": 2, "length": 32}
     remove = {"what": "layers", "count": 1, "protect": [0], "criterion": "redundancy", "fold": True}
