@@ -75,7 +75,7 @@ def made(model: prune.Model, text: list, method: tuple[str, str, dict], amount: 
     if "budget" in amount:
         found = groups(model, ["channels", "heads"])
         scores = prune.score(model, found, text, criterion=criterion, dtype=torch.float32)
-        search = Search(options, place={"dtype": torch.float32})
+        search = Search(options, place={"dtype": torch.float32}, opens=options.get("intercept", True))
         uniform = mend == "uniform"
         plan = within(model, found, scores, text, amount["budget"], search, exact=criterion == "obs", uniform=uniform)
         print(f"# {search.record}")
