@@ -26,7 +26,7 @@ def available(device: str) -> int:
     import torch
 
     if device.startswith("cuda"):
-        free: int = torch.cuda.mem_get_info()[0]
+        free: int = torch.cuda.mem_get_info(device)[0]
         return free
     import psutil
 

@@ -5,7 +5,6 @@ Gradients need the whole model on the device: the one criterion that does not wa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -16,9 +15,10 @@ from prune.data import IGNORED
 from prune.errors import PruneError
 from prune.labels import task
 from prune.model.groups import Group, along
+from prune.model.memory import available
 from prune.model.model import Model
 from prune.model.save import load
-from prune.model.walk import INPUTS, Batch
+from prune.model.walk import INPUTS, Batch, walk
 
 KINDS = ("heads", "query_heads", "channels", "layers", "attention", "mlp", "width")
 
@@ -38,7 +38,8 @@ def score_model(
 
     "first": |sum of w x dL/dw| over the unit's slices. "element": the sum of |w x dL/dw|. "fisher": the square of the
     first, of each sequence's own loss, summed over sequences. `options` are those of a walk. Raises PruneError, with
-    the memory it takes, when weights and gradients do not fit.
+    the memory it takes, when weights and gradients do not fit, and naming the layer when loss or gradients are not
+    finite.
     """
     device, dtype = options.get("device", "cpu"), options.get("dtype")
     _check_room(model, torch.device(device), dtype)
@@ -49,11 +50,35 @@ def score_model(
         module.zero_grad()
         total = sum(int(_asked(model, batch)[0].sum()) for batch in part)
         for batch in part:
-            (_loss(model, module, batch, device) / max(total, 1)).backward()
+            loss = _loss(model, module, batch, device) / max(total, 1)
+            if not bool(torch.isfinite(loss)):
+                raise _not_finite(model, batch, options)
+            loss.backward()
         for group in groups:
             change = _change(group, dict(module.named_parameters()), element=form == "element")
             scores[group.name] += change.square() if form == "fisher" else change.abs()
+            if not bool(torch.isfinite(scores[group.name]).all()):
+                raise _steep(group, module)
     return scores
+
+
+def _not_finite(model: Model, batch: Batch, options: dict[str, Any]) -> PruneError:
+    """The error for a loss that is not finite: a walk names the layer where that begins, or none does."""
+    try:
+        for _ in walk(model, [batch], **options):
+            pass
+    except PruneError as error:
+        return error
+    return PruneError("the loss is not finite, though what leaves every layer is; compute in float32 or bfloat16")
+
+
+def _steep(group: Group, module: nn.Module) -> PruneError:
+    """The error for scores that are not finite. Gradients come from the end: the last that is not finite was first."""
+    found = [
+        name for name, own in module.named_parameters() if own.grad is not None and not bool(own.grad.isfinite().all())
+    ]
+    where = f"the gradient of {found[-1]}" if found else f"weight x gradient of {group.name}"
+    return PruneError(f"{where} is not finite; compute in float32 or bfloat16")
 
 
 def _each(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
@@ -112,18 +137,9 @@ def _check_room(model: Model, device: torch.device, dtype: torch.dtype | None) -
     size = sum(
         i.bytes if dtype is None else i.bytes // i.dtype.itemsize * dtype.itemsize for i in model.tensors.info.values()
     )
-    needed, free = 2 * size, _free(device)
+    needed, free = 2 * size, available(str(device))
     if needed > free:
         raise PruneError(
             f"criterion 'taylor' needs gradients: {needed / 2**30:.1f} GiB for weights and gradients, and {device} has"
             f" {free / 2**30:.1f} GiB free; criteria that walk (wanda, obs) need one layer at a time"
         )
-
-
-def _free(device: torch.device) -> float:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return float("inf")
