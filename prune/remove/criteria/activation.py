@@ -21,7 +21,8 @@ KINDS = ("heads", "query_heads", "channels", "width")
 def score_model(model: Model, groups: Sequence[Group], batches: Sequence[Batch], **options: Any) -> dict[str, Tensor]:
     """Each unit's activation: a head's output or a channel's, as its consumer reads it; float32 (units,) by group.
 
-    A position of the width has those of all norms' outputs, as the linears that read the stream see them, added up.
+    A position of the width has those of the norms' outputs in all layers added up, each once, however many linears
+    read it.
     `options` are those of the walk.
     """
     if any(piece.stacked for group in groups for piece in group.consumers if group.kind != "width"):
@@ -37,7 +38,8 @@ def score_model(model: Model, groups: Sequence[Group], batches: Sequence[Batch],
             with watching(visit.module, list(consumers.values())) as seen:
                 visit.outputs.append(visit.forward(b))
             for group in here:
-                for piece in group.consumers:
+                once = {seen[consumers[piece.name]][0].data_ptr(): piece for piece in group.consumers}
+                for piece in once.values():
                     inputs = seen[consumers[piece.name]][0].reshape(*visit.inputs[b].shape[:2], -1)
                     scores[group.name] += _fired(visit, b, inputs)[:, piece.index].square().sum(2).sqrt().sum(0)
     return {name: total / sequences for name, total in scores.items()}
