@@ -17,6 +17,7 @@ from prune.model.groups import Group, Slice, by_name, groups
 from prune.model.model import Model
 from prune.model.overlay import Changes, changed
 from prune.model.walk import Batch, walk
+from prune.remove import solve
 from prune.remove.cut import cut
 from prune.remove.gather import Statistics, gather, module_path
 
@@ -50,7 +51,8 @@ def compensate(
         if visit.index not in layers or not here:
             continue
         root, new_root = model.layer(visit.index), small.layer(layers.index(visit.index))
-        consumers = [piece for group in here for piece in group.consumers if not piece.stacked]
+        pieces = [piece for group in here for piece in group.consumers if not piece.stacked]
+        consumers = list({piece.name: piece for piece in pieces}.values())  # heads and query heads share theirs
         found = gather(visit, root, consumers, NEEDS[how])
         weights = dict(visit.module.named_parameters(prefix=root))
         for piece in consumers:
@@ -84,10 +86,9 @@ def _values(piece: Slice, weight: Tensor, found: Statistics, removed: Tensor, ho
 def updated(weight: Tensor, gram: Tensor, removed: Tensor, damping: float = DAMPING) -> Tensor:
     """The kept columns of a weight (outputs, inputs) after the optimal update for `removed` inputs, bool (inputs,)."""
     kind = torch.float32 if gram.device.type == "mps" else torch.float64
-    damped = gram.to(kind).clone()
-    damped.diagonal().add_(damping * damped.diagonal().mean())
-    kept = ~removed
-    moved = torch.linalg.solve(damped[kept][:, kept], damped[kept][:, removed])  # (kept, removed)
+    gram, kept = gram.to(kind), ~removed
+    lower, _ = solve.factor(gram[kept][:, kept], damping, solve.unit(gram))
+    moved = torch.cholesky_solve(gram[kept][:, removed], lower)  # (kept, removed)
     return weight[:, kept] + (weight[:, removed].to(kind) @ moved.T).to(weight.dtype)
 
 

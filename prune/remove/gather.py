@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
+from prune.errors import PruneError
 from prune.model.groups import Slice
 from prune.model.walk import Visit
 from prune.remove import routing
@@ -31,7 +33,8 @@ def gather(
     """Run a layer over all batches and sum up what enters the linears that `consumers` name.
 
     `root` is the layer's path, and `run` runs a batch where something else looks on (default: `visit.forward`). Gives
-    consumer tensor name -> statistic name -> float32 tensor, a mean over tokens.
+    consumer tensor name -> statistic name -> float32 tensor, a mean over tokens. Raises PruneError naming the layer
+    where one is not finite.
     """
     run = run or visit.forward
     consumers, kinds = list(consumers), list(wanted)
@@ -44,6 +47,12 @@ def gather(
             visit.outputs.append(run(batch))
             mask = state["mask"]
             tokens += visit.inputs[batch].shape[:2].numel() if mask is None else int(mask.sum())
+    for name, found in sums.items():
+        if not all(bool(torch.isfinite(total).all()) for total in found.values()):
+            raise PruneError(
+                f"what enters {name.rpartition('.')[0]} is not finite, or its square is not;"
+                " compute in float32 or bfloat16"
+            )
     return {name: {key: total / tokens for key, total in found.items()} for name, found in sums.items()}
 
 

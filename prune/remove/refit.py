@@ -8,7 +8,7 @@ https://arxiv.org/abs/2310.06694 among those who apply it to transformers). Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -216,14 +216,22 @@ def fitted(
         todo = stages(small, index, here, width, inner=inner)
         todo = todo if settings.only is None else [stage for stage in todo if stage.output][-1:]
         work = Work(dense, pruned, uncut, end, settings, looked, additive, width, model.family.sublayers)
-        for found in solved(work, todo):
+        for found in _placed(reference.layer(layer), solved(work, todo)):
             _keep(changes, record, small, small.layer(index), found)
         pruned.run()
         pruned.free()  # or it would stay in memory beside the next layer
         del dense, pruned, looked, work
-    for _ in chain(cut_stream, uncut):  # what was dropped may come last
+    for _ in chain(uncut, cut_stream):  # what was dropped may come last; the uncut walk knows layers by their own names
         pass
     return changed(small, changes)
+
+
+def _placed(layer: str, found: Iterator[Solved]) -> Iterator[Solved]:
+    """What is found, with the layer named where it fails."""
+    try:
+        yield from found
+    except PruneError as error:
+        raise error.at(layer) from error
 
 
 def _width(model: Model, plan: Mapping[str, Sequence[int]]) -> Tensor | None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prune.errors import PruneError
+
 DOUBLE_UP_TO = 4096  # inputs; wider Grams are summed and solved in float32
 LEAST_DAMPING = 1e-8  # what a damping of zero is raised to when the Gram is singular
 BLOCKS, LEAST_BLOCK = 4, 64  # a Gram's columns come in so many blocks, of as many at least
@@ -114,12 +116,14 @@ def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, i
 
     D is the mean of the Gram's diagonal and W0 the `weight` (outputs, inputs) that stands there now; without
     `intercept` the `bias` (outputs,) stays as it is. `damping` is raised tenfold until Cholesky succeeds, and what
-    was used is given back. Beside the sums it takes the memory of a factor.
+    was used is given back; where all inputs are zero, W is W0. Beside the sums it takes the memory of a factor. Raises
+    PruneError where the sums are not finite.
     """
     gram, mean = found.gram, found.inputs / found.tokens
+    rounding = torch.finfo(gram.dtype).eps * gram.diagonal().mean()
     with _centred(found, mean) if intercept else nullcontext():
-        scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-        factor, used = _factor(gram, damping, scale)
+        scale = unit(gram, least=rounding)
+        lower, used = factor(gram, damping, scale)
     fixed = None if intercept or bias is None else bias.to(gram)
     new = torch.empty_like(weight)
     biases = torch.empty(len(weight), dtype=gram.dtype, device=gram.device)
@@ -129,7 +133,7 @@ def ridge(found: Sums, weight: Tensor, bias: Tensor | None, *, damping: float, i
             cross = torch.addr(cross, mean, found.outputs[rows], alpha=-1)
         elif fixed is not None:
             cross = torch.addr(cross, found.inputs, fixed[rows], alpha=-1)
-        solved = torch.cholesky_solve(torch.add(cross, weight[rows].T.to(gram) * (used * scale)), factor).T
+        solved = torch.cholesky_solve(torch.add(cross, weight[rows].T.to(gram) * (used * scale)), lower).T
         new[rows] = solved.to(weight.dtype)
         biases[rows] = (found.outputs[rows] - solved @ found.inputs) / found.tokens
     return Solution(new, biases.to(weight.dtype) if intercept else bias, used)
@@ -145,19 +149,35 @@ def _centred(found: Sums, mean: Tensor) -> Iterator[None]:
         found.gram.addr_(mean, found.inputs)
 
 
-def _factor(gram: Tensor, damping: float, scale: Tensor) -> tuple[Tensor, float]:
-    """The Cholesky factor of a Gram, damped in its own memory, and the damping that it took."""
+def unit(gram: Tensor, *, least: Tensor | None = None) -> Tensor:
+    """What a damping of 1 adds to a Gram's diagonal: its mean, or 1 where the Gram is zero; a scalar.
+
+    `least` is how far a Gram that is the difference of two may be off by rounding.
+    """
+    kind, mean = torch.finfo(gram.dtype), gram.diagonal().mean()
+    if least is not None:
+        mean = torch.maximum(mean, least)
+    return torch.where(mean < kind.tiny, torch.ones_like(mean), mean)
+
+
+def factor(gram: Tensor, damping: float, scale: Tensor) -> tuple[Tensor, float]:
+    """The Cholesky factor of a Gram, damped in its own memory, and the damping that it took, raised tenfold if need be.
+
+    Raises PruneError for a Gram that is not finite, or has no factor after all tries.
+    """
     diagonal = gram.diagonal().clone()
-    factor = None
-    for _ in range(TRIES):
-        gram.diagonal().copy_(diagonal + damping * scale)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        if not failed and bool(torch.isfinite(factor.diagonal()).all()):
-            break
-        damping = max(damping * 10, LEAST_DAMPING)
-    gram.diagonal().copy_(diagonal)
-    assert factor is not None
-    return factor, damping
+    if not bool(torch.isfinite(diagonal).all()):
+        raise PruneError("a linear's inputs are not finite, or their squares are not; compute in float32 or bfloat16")
+    try:
+        for _ in range(TRIES):
+            gram.diagonal().copy_(diagonal + damping * scale)
+            found, failed = torch.linalg.cholesky_ex(gram)
+            if not failed and bool(torch.isfinite(found.diagonal()).all()):
+                return found, damping
+            damping = max(damping * 10, LEAST_DAMPING)
+    finally:
+        gram.diagonal().copy_(diagonal)
+    raise PruneError(f"the Gram of a linear's inputs cannot be solved, though damped by {damping:g} times its mean")
 
 
 def _blocks(outputs: int) -> Iterator[slice]:

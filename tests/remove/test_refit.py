@@ -90,6 +90,34 @@ def test_a_singular_gram_is_damped_until_it_can_be_solved() -> None:
     torch.testing.assert_close(solution.weight, torch.full((2, 4), 0.25), atol=1e-3, rtol=1e-3)
 
 
+def test_inputs_that_are_all_zero_leave_the_old_weights() -> None:
+    old = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    for intercept in (False, True):
+        found = solve.sums(4, 2)
+        solve.add(found, torch.zeros(7, 4), torch.ones(7, 2))
+        wide = solve.Sums(*(own.float() for own in vars(found).values()))  # as sums of many inputs are kept
+        for sums in (found, wide):
+            solution = solve.ridge(sums, old, torch.zeros(2), damping=1e-4, intercept=intercept)
+            torch.testing.assert_close(solution.weight, old)
+
+
+def test_inputs_that_never_change_are_solved_beside_an_intercept() -> None:
+    found = solve.sums(4, 2)
+    solve.add(found, torch.full((7, 4), 1000.1), torch.ones(7, 2))  # the centred Gram is rounding and nothing else
+    solution = solve.ridge(found, torch.ones(2, 4), torch.zeros(2), damping=1e-4, intercept=True)
+    assert solve.error(found, solution.weight, solution.bias) < 1e-4
+
+
+def test_a_gram_that_cannot_be_solved_is_refused() -> None:
+    found = solve.sums(2, 1)
+    found.gram.copy_(torch.tensor([[1.0, 1e30], [1e30, 1.0]]))
+    with pytest.raises(PruneError, match="the Gram of a linear's inputs cannot be solved"):
+        solve.ridge(found, torch.zeros(1, 2), None, damping=1e-2)
+    found.gram.fill_(torch.nan)
+    with pytest.raises(PruneError, match="a linear's inputs are not finite"):
+        solve.ridge(found, torch.zeros(1, 2), None, damping=1e-2)
+
+
 def test_damping_is_picked_on_what_was_held_out() -> None:
     _, _, few = example(tokens=21, inputs=18)
     x, t, _ = example(tokens=2000, inputs=18)
@@ -268,6 +296,16 @@ def test_states_that_are_not_finite_name_the_layer() -> None:
         prune.score(model, groups(model, "channels"), BATCHES)
     with pytest.raises(PruneError, match=says):
         refit(model, {"layers.0.channels": list(range(20))}, BATCHES, target="dense")
+
+
+@pytest.mark.parametrize("fold_only", [False, True])
+def test_states_that_are_not_finite_behind_dropped_layers_name_the_layer(fold_only: bool) -> None:
+    module = tiny_model("llama", num_hidden_layers=4)
+    with torch.no_grad():
+        module.get_submodule("model.layers.3.mlp.up_proj").weight.fill_(1e38)
+        module.get_submodule("model.layers.3.mlp.gate_proj").weight.fill_(1e3)
+    with pytest.raises(PruneError, match=r"model\.layers\.3\b"):
+        refit(open_model(module), {"layers": [0, 1, 3]}, BATCHES, target="dense", fold_only=fold_only)
 
 
 def test_rounds_of_gauss_newton_come_nearer_still(fixtures_folder) -> None:

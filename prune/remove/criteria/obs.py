@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prune.errors import PruneError
 from prune.model.groups import Group
+from prune.remove import solve
 from prune.remove.gather import Statistics
 
 KINDS = ("heads", "query_heads", "channels", "width")
@@ -90,14 +91,8 @@ def greedy(gram: Tensor, weight: Tensor, index: Tensor, *, rounds: int, damping:
 
 
 def _inverse(gram: Tensor, damping: float) -> Tensor:
-    scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    while True:
-        damped = gram.clone()
-        damped.diagonal().add_(damping * scale)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            return torch.cholesky_inverse(factor)
-        damping = max(10 * damping, 1e-8)
+    """The inverse of the damped Gram, whose damping is raised until there is one."""
+    return torch.cholesky_inverse(solve.factor(gram, damping, solve.unit(gram))[0])
 
 
 def _sizes(units: int, rounds: int) -> list[int]:
