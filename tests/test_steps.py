@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,46 @@ def test_fewer_calibration_tokens_than_unknowns_are_warned_of() -> None:
     recipe = {"model": "bundled", "output": "out", "calibration": calibration, "steps": [{"remove": remove}]}
     (warning,) = apply(recipe).warnings
     assert warning.startswith("fewer calibration tokens than unknowns in 12 linears")
+
+
+@pytest.mark.parametrize("what", ["channels", "width"])
+def test_obs_warns_of_fewer_calibration_tokens_than_unknowns(what: str) -> None:
+    calibration = {"data": "python-docs", "samples": 2, "length": 16}
+    remove = {"what": what, "ratio": 0.25, "criterion": {"obs": {"rounds": 4}}}
+    (warning,) = apply(
+        {"model": "bundled", "output": "out", "calibration": calibration, "steps": [{"remove": remove}]}
+    ).warnings
+    assert warning.startswith("fewer calibration tokens than unknowns in ")
+
+
+def test_rounds_in_between_warn_as_the_last_one_does() -> None:
+    config = prune.open("bundled").config
+    tokens = int(0.7 * config.intermediate_size)  # fewer than the first round leaves, more than the second
+    calibration = {"data": "python-docs", "samples": 4, "length": tokens // 4}
+    refit = {"target": "dense", "damping": 1e-2}
+    remove = {"what": "channels", "ratio": 0.5, "criterion": "magnitude", "refit": refit}
+    recipe = {"model": "bundled", "calibration": calibration}
+    assert apply({**recipe, "output": "once", "steps": [{"remove": remove}]}).warnings == []
+    (warning,) = apply({**recipe, "output": "twice", "steps": [{"remove": {**remove, "iterations": 2}}]}).warnings
+    assert warning.startswith(f"fewer calibration tokens than unknowns in {config.num_hidden_layers} linears")
+
+
+def test_a_step_warns_of_all_that_it_has_to() -> None:
+    calibration = {"data": "python-docs", "samples": 2, "length": 16}
+    layers = {"what": "layers", "count": 1, "criterion": "redundancy"}
+    channels = {"what": "channels", "ratio": 0.25, "refit": {"target": "residual", "damping": 1e-18}}
+    recipe = {"model": "bundled", "output": "out", "calibration": calibration}
+    found = apply({**recipe, "steps": [{"remove": layers}, {"remove": channels}]})
+    assert [warning.partition(" in ")[0] for warning in found.warnings] == [
+        "refit against the model as this step found it: the original has other layers",
+        "fewer calibration tokens than unknowns",
+        "damping had to be raised",
+    ]
+    raised = len(found.steps[1]["record"]["refit"]["raised"])
+    assert f"damping had to be raised in {raised} linears" in found.warnings[2]
+    page = Path("out/report/index.html").read_text()
+    said = rf"step 2: 10 linears solved anew, target residual, damping [^;]+; it had to be raised in {raised} of them"
+    assert re.search(said, page)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from prune.model import slots
 from prune.model.groups import Group, Slice, by_name, groups
 from prune.model.model import Model
 from prune.model.overlay import Changes, changed
-from prune.model.walk import Batch, walk
+from prune.model.walk import Batch, Visit, walk
 from prune.remove import solve
 from prune.remove.cut import cut
 from prune.remove.gather import Statistics, gather, module_path
@@ -33,14 +33,16 @@ def compensate(
     *,
     how: How,
     changes: Changes | None = None,
+    record: dict[str, Any] | None = None,
     **options: Any,
 ) -> Model:
     """Cut `model` as `plan` says and make up for what goes, linear by linear; `options` are those of `walk`.
 
     "bias" adds W[:, removed] mean(X_removed) to the bias, where the stock config has one (else it does nothing there).
     "weights" adds W_removed H_removed,kept (H_kept,kept)^-1 to the weights that are left, with the inputs' Gram H.
+    `record` is given the linears that had fewer tokens than unknowns, or whose damping had to be raised.
     """
-    changes = Changes() if changes is None else changes
+    changes, record = Changes() if changes is None else changes, {} if record is None else record
     small = cut(model, plan)
     small = slots.opened(small) if how == "bias" else small
     layers = list(plan.get("layers", range(model.numbers["layers"])))
@@ -57,9 +59,20 @@ def compensate(
         weights = dict(visit.module.named_parameters(prefix=root))
         for piece in consumers:
             removed = _removed(piece, here, plan, weights[piece.name].shape[piece.dim])
-            values = _values(piece, weights[piece.name], found[piece.name], removed, how)
-            _put(changes, small, f"{new_root}.{module_path(piece, root)}", values)
+            values, raised = _values(piece, weights[piece.name], found[piece.name], removed, how)
+            name = f"{new_root}.{module_path(piece, root)}"
+            _put(changes, small, name, values)
+            if how == "weights" and _tokens(visit) < int((~removed).sum()):
+                record.setdefault("few_tokens", []).append(name)
+            if raised:
+                record.setdefault("raised", []).append(name)
     return changed(small, changes)
+
+
+def _tokens(visit: Visit) -> int:
+    """How many positions of all batches are text."""
+    masks = [(visit.mask(b), states) for b, states in enumerate(visit.inputs)]
+    return sum(states.shape[:2].numel() if mask is None else int(mask.sum()) for mask, states in masks)
 
 
 def _removed(piece: Slice, here: Sequence[Group], plan: Mapping[str, Sequence[int]], inputs: int) -> Tensor:
@@ -73,23 +86,28 @@ def _removed(piece: Slice, here: Sequence[Group], plan: Mapping[str, Sequence[in
     return mask
 
 
-def _values(piece: Slice, weight: Tensor, found: Statistics, removed: Tensor, how: How) -> dict[str, Tensor]:
-    """What changes, as in a linear: "bias" to be added to (outputs,), or the new "weight"."""
+def _values(
+    piece: Slice, weight: Tensor, found: Statistics, removed: Tensor, how: How
+) -> tuple[dict[str, Tensor], bool]:
+    """What changes, as in a linear: "bias" to be added to (outputs,), or the new "weight"; and whether damping rose."""
     matrix = (weight if piece.dim == 1 else weight.T).detach().float()
     removed = removed.to(matrix.device)
     if how == "bias":
-        return {"bias": matrix[:, removed] @ found["mean"][removed]}
-    new = updated(matrix, found["gram"], removed)
-    return {"weight": new if piece.dim == 1 else new.T}
+        return {"bias": matrix[:, removed] @ found["mean"][removed]}, False
+    new, damping = updated(matrix, found["gram"], removed)
+    return {"weight": new if piece.dim == 1 else new.T}, damping > DAMPING
 
 
-def updated(weight: Tensor, gram: Tensor, removed: Tensor, damping: float = DAMPING) -> Tensor:
-    """The kept columns of a weight (outputs, inputs) after the optimal update for `removed` inputs, bool (inputs,)."""
+def updated(weight: Tensor, gram: Tensor, removed: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
+    """The kept columns of a weight (outputs, inputs) after the optimal update for `removed` inputs, bool (inputs,).
+
+    And the damping that it took, a multiple of the Gram's mean diagonal.
+    """
     kind = torch.float32 if gram.device.type == "mps" else torch.float64
     gram, kept = gram.to(kind), ~removed
-    lower, _ = solve.factor(gram[kept][:, kept], damping, solve.unit(gram))
+    lower, damping = solve.factor(gram[kept][:, kept], damping, solve.unit(gram))
     moved = torch.cholesky_solve(gram[kept][:, removed], lower)  # (kept, removed)
-    return weight[:, kept] + (weight[:, removed].to(kind) @ moved.T).to(weight.dtype)
+    return weight[:, kept] + (weight[:, removed].to(kind) @ moved.T).to(weight.dtype), damping
 
 
 def _put(changes: Changes, small: Model, path: str, values: Mapping[str, Tensor]) -> None:

@@ -17,8 +17,8 @@ from prune.remove.at_once import Choosing, possible
 from prune.remove.choose import asked, choose
 from prune.remove.cut import Plan
 from prune.remove.iterate import iterate
-from prune.remove.mend import Mending, mend, mend_at_once
-from prune.remove.score import Scores, check_criterion, score
+from prune.remove.mend import Mending, mend, mend_at_once, note
+from prune.remove.score import Scores, check_criterion, score, short_of_tokens
 from prune.remove.within import Search, within
 
 
@@ -79,10 +79,17 @@ def decide(model: Model, wanted: Wanted, mending: Mending, at: Surroundings) -> 
 
     if wanted.iterations == 1 or wanted.ratio is None or at.dry:
         return Decision(plan_for(model, wanted.ratio, {}), first)
+
+    def shrink(so_far: Plan) -> Model:
+        done: dict[str, Any] = {}
+        small = mend(model, so_far, at.text, mending, original=at.original, record=done, **at.place)
+        note(at.record, done)
+        return small
+
     plan = iterate(
         model,
         plan_for,
-        lambda so_far: mend(model, so_far, at.text, mending, original=at.original, record={}, **at.place),
+        shrink,
         ratio=wanted.ratio,
         iterations=wanted.iterations,
         units={group.name: group.units for group in groups(model, wanted.kinds)},
@@ -108,6 +115,8 @@ def _planned(
     amount = {"ratio": share, "count": wanted.count, "of": of, **wanted.how}
     settings = wanted.settings if wanted.budget is not None else _fitting(model, own, wanted, amount)
     scores = _scores(model, own, wanted.criterion, settings, at)
+    if mending.refit is None and at.text is not None and not at.dry:
+        note(at.record, {"few_tokens": short_of_tokens(model, own, at.text, wanted.criterion)})
     if wanted.budget is None:
         return choose(model, own, scores, **amount), scores
     search = Search(mending.refit, at.unfinished, at.record, at.place, mending.opens)

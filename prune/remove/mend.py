@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,10 @@ from prune.remove.refit import refit
 
 COMPENSATED: dict[str, How] = {"flap": "bias", "obs": "weights"}  # criterion -> what its own method does after a cut
 WHOLE = ("layers", "width", *HALVES)  # kinds whose cuts those methods say nothing about
+SHORTFALLS = {  # what is noted of linears by name -> what a step warns of
+    "few_tokens": "fewer calibration tokens than unknowns in {count} linears ({first} first): damped",
+    "raised": "damping had to be raised in {count} linears ({first} first): their inputs' Gram was singular",
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ def mend(
     """The model cut by a plan, and what it lost made up for; `place` are options of `walk`.
 
     Refit aims at `original` where it has the model's layers and width, else at the model as it was `found`, which is
-    another where experts were absorbed before the cut. `record` is given what was done. Raises PruneError when there is
-    something to do and no text to look at.
+    another where experts were absorbed before the cut. `record` is given what was done, and what `warnings` takes from
+    it. Raises PruneError when there is something to do and no text to look at.
     """
     if not mending:
         return cut(model, plan)
@@ -100,12 +104,15 @@ def mend(
             return cut(model, plan)
         how, changes = COMPENSATED[mending.criterion], Changes.large(model.tensors.bytes)
         record["compensated"] = how
-        return compensate(model, plan, batches, how=how, changes=changes, **place)
+        done: dict[str, Any] = {}
+        small = compensate(model, plan, batches, how=how, changes=changes, record=done, **place)
+        note(record, done)
+        return small
     options = dict(mending.refit or {})
     itself = found or model
     reference = original if options.pop("reference", "original") == "original" and original is not None else itself
     if any(reference.numbers[number] != model.numbers[number] for number in ("layers", "width")):
-        record["warning"] = "refit against the model as this step found it: the original has other layers"
+        note(record, {"warnings": ["refit against the model as this step found it: the original has other layers"]})
         reference = itself
     with _noted(record) as noted:
         return refit(
@@ -140,9 +147,22 @@ def mend_at_once(
 
 @contextmanager
 def _noted(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a refit puts on record, and a warning where it had too little text."""
+    """What a refit puts on record, and what it had too little of."""
     found: dict[str, Any] = {}
     record["refit"] = found
     yield found
-    if few := found.get("few_tokens"):
-        record["warning"] = f"fewer calibration tokens than unknowns in {len(few)} linears ({few[0]} first): damped"
+    note(record, found)
+
+
+def note(record: MutableMapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Add to a step's record what is to be warned of, each thing once however many rounds meet it."""
+    for key in ("warnings", *SHORTFALLS):
+        if new := [entry for entry in found.get(key, []) if entry not in record.get(key, [])]:
+            record[key] = [*record.get(key, []), *new]
+
+
+def warnings(record: MutableMapping[str, Any]) -> list[str]:
+    """What was noted, as lines; it is taken out of the record."""
+    said: list[str] = record.pop("warnings", [])
+    short = {key: record.pop(key, []) for key in SHORTFALLS}
+    return said + [SHORTFALLS[key].format(count=len(own), first=own[0]) for key, own in short.items() if own]

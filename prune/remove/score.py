@@ -114,6 +114,20 @@ def scored(
     return {group.name: module.score(group, weights.__getitem__, found, **settings) for group in here}
 
 
+def short_of_tokens(model: Model, groups: Sequence[Group], batches: Sequence[Batch], name: str) -> list[str]:
+    """The linears whose inputs' Gram a criterion inverts though they have more inputs than there are tokens of text."""
+    texts = [
+        batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches if "input_ids" in batch
+    ]
+    if not texts or "gram" not in getattr(criterion(name), "NEEDS", ()):
+        return []
+    tokens = sum(int(text.sum()) for text in texts)
+    roots = [model.layer(index) for index in range(model.numbers["layers"])]
+    own = [part for group in groups for i, root in enumerate(roots) if (part := within(group, i, root)) is not None]
+    inputs = {piece.name: model.tensors.info[piece.name].shape[piece.dim] for part in own for piece in part.consumers}
+    return [consumer.rpartition(".")[0] for consumer, size in inputs.items() if tokens < size]
+
+
 def check_criterion(groups: Sequence[Group], name: str, settings: Mapping[str, Any]) -> ModuleType:
     """The criterion's module, after it was found to score these groups with these options. Raises PruneError."""
     module = criterion(name)

@@ -19,7 +19,7 @@ from prune.remove.absorb import absorb as absorbed
 from prune.remove.cut import Plan, cut
 from prune.remove.decide import Decision, Surroundings, Wanted, check_amounts, decide
 from prune.remove.describe import in_words, notes
-from prune.remove.mend import Mending, check_mending, mend
+from prune.remove.mend import Mending, check_mending, mend, warnings
 from prune.remove.plan_file import read_plan
 from prune.remove.profile import profile
 from prune.remove.prove import prove
@@ -80,7 +80,8 @@ def remove(
     protect: layers (numbers), kinds or groups ("layers.3.heads") that stay whole.
     refit: solve the output linears anew, in closed form, for what they gave in the recipe's original model. Options:
         `target` (auto, dense, pruned, residual), `linears` (outputs, all), `damping`, `intercept`, `rounds` (of
-        Gauss-Newton over whole MLPs), `reference` (original, or input: the model as the step finds it).
+        Gauss-Newton over whole MLPs), `reference` (original, or input: the model as the step finds it). Damping is
+        raised where the Gram of a linear's inputs is singular, which the report tells.
     fold: fold dropped layers into the MLP output before them. Refit does this by itself.
     absorb: average dropped experts, after the last round, into the kept one whose router row is most like theirs (Li et
         al., MC-SMoE, https://arxiv.org/abs/2310.01334), weighted by how much each is used: one more pass over the data.
@@ -140,7 +141,7 @@ def remove(
         small = decided.small or mend(
             big, chosen, text, mending, original=run.original, found=model, record=run.record, **place(run)
         )
-        run.warnings += [run.record.pop("warning")] if "warning" in run.record else []
+        run.warnings += warnings(run.record)
         run.record["parameters"][1], run.record["bytes"][1] = small.tensors.parameters, small.tensors.bytes
         run.record["saved_as"] = small.config.model_type
         run.record["architecture"] = small.architecture.__name__

@@ -94,6 +94,11 @@ def _remove(mark: str, number: int, shapes: list[Any], plan: dict[str, Any], sco
             "shape": shapes,
             "scores": scores,
             "saved_as": f"prune_llama{mark}",
+            "refit": {
+                "target": "dense",
+                "dampings": {f"layers.0.mlp.down_proj{mark}": 0.1, "layers.1.mlp.down_proj": 1e-4},
+                "raised": ["layers.1.mlp.down_proj"],
+            },
             "notes": [f"saved as prune_llama: layers differ{mark}"],
             "proof": {"max_relative_difference": 4.1e-7, "tolerance": 1e-4, "layers": 8, "tokens": 128},
         },

@@ -69,6 +69,11 @@ def page(drawn: dict[str, str]) -> Page:
     return Page(drawn["index.html"])
 
 
+def test_what_was_cut_says_how_it_was_made_up_for(page: Page) -> None:
+    said = "step 2: 2 linears solved anew, target dense, damping 0.0001 to 0.1; it had to be raised in 1 of them"
+    assert said in page.text
+
+
 def test_every_part_is_there_and_led_to(page: Page) -> None:
     sections = [section["id"] for section in page.of("section")]
     expected = ["result", "cut", "scores", "training", "tasks", "generations", "merge", "synthesis", "speed"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prune.report.blocks import Block, Data, Facts, Layer, Picture, Points, Rows, Section, Strip
 from prune.report.lineage import Kept, lineage
@@ -16,7 +17,7 @@ def section(facts: Facts) -> Section | None:
     if not rows:
         return None
     blocks: list[Block] = [Rows(Table(("step", "what", "removed", "chosen by"), rows))]
-    blocks += [Points(lines) for lines in [_notes(facts)] if lines]
+    blocks += [Points(lines) for lines in [[*_notes(facts), *_refits(facts)]] if lines]
     shaped = [step["record"] for step in facts.steps if step["record"].get("shape")]
     return Section("cut", "What was cut", [*blocks, *([picture(lineage(shaped))] if shaped else [])])
 
@@ -32,6 +33,22 @@ def _rows(facts: Facts) -> list[tuple[str, ...]]:
 def _notes(facts: Facts) -> list[str]:
     cuts = [(number, step["record"]) for number, step in enumerate(facts.steps, 1) if step["record"].get("removed")]
     return [f"step {number}: {note}" for number, record in cuts for note in record.get("notes", [])]
+
+
+def _refits(facts: Facts) -> list[str]:
+    """What each refit aimed at, and the damping that its linears took."""
+    done = [(number, step["record"].get("refit") or {}) for number, step in enumerate(facts.steps, 1)]
+    return [f"step {number}: {_refit(found)}" for number, found in done if found.get("dampings")]
+
+
+def _refit(found: Mapping[str, Any]) -> str:
+    dampings, raised = found["dampings"].values(), len(found.get("raised", []))
+    ends = dict.fromkeys(f"{end:g}" for end in (min(dampings), max(dampings)))
+    linears = f"{len(dampings)} linear{'s' * (len(dampings) > 1)}"
+    return (
+        f"{linears} solved anew, target {found['target']}, damping {' to '.join(ends)};"
+        f" it had to be raised in {raised or 'none'} of them"
+    )
 
 
 def picture(layers: Sequence[Kept]) -> Picture:
