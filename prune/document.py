@@ -15,7 +15,11 @@ from prune.errors import PruneError
 At = tuple[str | int, ...]  # the way to a value: ("steps", 1, "remove", "ratio")
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
-_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}  # the only spellings; `no` is a word
+_WORDS = {  # the only spellings; `no` is a word
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 _INT = re.compile(r"[-+]?[0-9]{1,30}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 

@@ -193,7 +193,7 @@ def test_files_that_are_no_text_are_refused(tmp_path):
     [
         ("1e-4", 1e-4), ("1.", 1.0), (".5", 0.5), ("-3", -3), ("+3", 3), ("0777", 777), ("true", True), ("null", None), ("~", None),
         ("no", "no"), ("on", "on"), ("1:30", "1:30"), ("1_000", "1_000"), ("2020-01-01", "2020-01-01"), (".inf", ".inf"),
-        ("'1'", "1"), ("1.2.3", "1.2.3"), ("True", "True"), ("e4", "e4"), (".", "."),
+        ("'1'", "1"), ("1.2.3", "1.2.3"), ("True", True), ("TRUE", True), ("False", False), ("FALSE", False), ("Null", None), ("tRue", "tRue"), ("e4", "e4"), (".", "."),
     ],
 )  # fmt: skip
 def test_plain_words_are_read_by_yaml_1_2(text, value):

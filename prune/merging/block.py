@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -49,19 +50,27 @@ class Parameter:
     def value(self, given: Any) -> float | int | bool:
         """A value from a config as this parameter takes it. Raises ValueError."""
         if self.kind is bool:
-            spelt = {"true": True, "false": False}.get(str(given).lower(), given)
-            if spelt not in (True, False):
-                raise ValueError("true or false")
-            return bool(spelt)
+            return truth(given)
         if isinstance(given, bool):
             raise ValueError("a number")
         try:
             number = float(given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("a number") from None
+        if not isfinite(number):
+            raise ValueError("a finite number")
         if self.kind is int and number != int(number):
             raise ValueError("a whole number")
         return self.kind(number)
+
+
+def truth(given: Any) -> bool:
+    """True or false, by any of the words that YAML has had for them. Raises ValueError."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    spelt = words.get(str(given).lower(), given)
+    if spelt not in (True, False):
+        raise ValueError("true or false")
+    return bool(spelt)
 
 
 def parameters(method: ModuleType) -> dict[str, Parameter]:

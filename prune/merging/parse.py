@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from prune.document import At, Document, read
 from prune.errors import PruneError, unknown
+from prune.merging.block import truth
 from prune.merging.config import Config, Dtype, Reference, Settings, Slice, Source, Token, Vocabulary
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -132,21 +133,35 @@ def _reference(value: Any, document: Document, at: At) -> Reference:
         model, *adapters = value.split("+")
         if len(adapters) > 1:
             raise PruneError(f"{value!r} names more than one adapter", where=document.where(at))
-        return Reference(*_end(model), *_end(adapters[0] if adapters else None))
+        return Reference(*_spelt(model), *(_spelt(adapters[0]) if adapters else ()))
     if isinstance(value, Mapping):
-        _known(value, ("model", "lora", "path", "revision"), document, at)
         if "path" in value:
-            return Reference(value["path"], value.get("revision"))
-        return Reference(*_end(value.get("model")), *_end(value.get("lora")))
+            return Reference(*_end(value, document, at))
+        _known(value, ("model", "lora"), document, at)
+        lora = () if value.get("lora") is None else _end(value["lora"], document, (*at, "lora"))
+        return Reference(*_end(value.get("model"), document, (*at, "model")), *lora)
     raise PruneError(
         f"a model is a folder or a Hub id, perhaps with `+adapter`, not {value!r}", where=document.where(at)
     )
 
 
-def _end(value: Any) -> tuple[Any, Any]:
-    if isinstance(value, Mapping):
-        return value.get("path"), value.get("revision")
-    if not isinstance(value, str) or Path(value).exists():
+def _end(value: Any, document: Document, at: At) -> tuple[str, str | None]:
+    """The path and revision of a model or an adapter: `path@revision`, or {path, revision}."""
+    if not isinstance(value, Mapping):
+        return _spelt(_path(value, document, at))
+    _known(value, ("path", "revision"), document, at)
+    revision = _optional(value, "revision", document, _text, at)
+    return _path(value.get("path"), document, (*at, "path")), revision
+
+
+def _path(value: Any, document: Document, at: At) -> str:
+    if not isinstance(value, str) or not value:
+        raise PruneError(f"must be a folder or a Hub id, not {value!r}", where=document.where(at))
+    return value
+
+
+def _spelt(value: str) -> tuple[str, str | None]:
+    if Path(value).exists():
         return value, None
     path, _, revision = value.partition("@")
     return path, revision or None
@@ -206,15 +221,20 @@ def _tokens_of(value: Any, document: Document, at: At) -> Literal["union", "base
 
 def _token(value: Any, document: Document, at: At) -> Token:
     _known(value, ("source", "force"), document, at)
-    source, force = value.get("source"), bool(value.get("force", False))
+    source, force = value.get("source"), _optional(value, "force", document, _truth, at) or False
     if isinstance(source, Mapping) and source.get("kind") == "zero":
         return Token(None, zero=True, force=force)
     if isinstance(source, Mapping) and source.get("kind") == "model_token":
         _known(source, ("kind", "model", "token", "token_id"), document, (*at, "source"))
         if (source.get("token") is None) == (source.get("token_id") is None):
             raise PruneError("give one of token and token_id", where=document.where((*at, "source")))
-        model = _reference(source.get("model"), document, (*at, "source", "model"))
-        return Token(model, source.get("token_id"), source.get("token"), force=force)
+        inside: At = (*at, "source")
+        return Token(
+            _reference(source.get("model"), document, (*inside, "model")),
+            _optional(source, "token_id", document, _whole, inside),
+            _optional(source, "token", document, _text, inside),
+            force=force,
+        )
     if source is None:
         return Token(None, force=force)
     return Token(_reference(source, document, (*at, "source")), force=force)
@@ -236,6 +256,13 @@ def _text(value: Any, document: Document, at: At) -> str:
     if not isinstance(value, str):
         raise PruneError(f"must be text, not {value!r}", where=document.where(at))
     return value
+
+
+def _truth(value: Any, document: Document, at: At) -> bool:
+    try:
+        return truth(value)
+    except ValueError as error:
+        raise PruneError(f"must be {error}, not {value!r}", where=document.where(at)) from None
 
 
 def _whole(value: Any, document: Document, at: At) -> int:

@@ -42,7 +42,7 @@ def _value(parameter: Parameter, setting: Any, name: str, u: float) -> Any:
     place = u * (len(values) - 1)
     low = int(place)
     high, share = min(low + 1, len(values) - 1), place - low
-    return parameter.value((1 - share) * values[low] + share * values[high])
+    return _scalar(parameter, (1 - share) * values[low] + share * values[high])
 
 
 def _scalar(parameter: Parameter, value: Any) -> Any:

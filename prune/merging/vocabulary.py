@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prune.errors import PruneError
-from prune.merging.config import Config, Reference, Token
+from prune.merging.config import Config, Reference
 from prune.model import skeleton
 from prune.model.model import Model
 from prune.model.open import TOKENIZER
@@ -125,8 +125,18 @@ def _bytes(model: Model) -> bytes:
 
 def vocabulary_of(model: Model) -> dict[str, int]:
     """Token -> number, those that the model has an embedding of."""
-    rows = model.config.get_text_config().vocab_size
-    return {token: number for token, number in model.tokenizer().get_vocab().items() if number < rows}
+    return _embedded(model, model.tokenizer())
+
+
+def _embedded(model: Model, tokenizer: Any) -> dict[str, int]:
+    rows = _count(model)
+    return {token: number for token, number in tokenizer.get_vocab().items() if number < rows}
+
+
+def _count(model: Model) -> int:
+    """How many embeddings a model has."""
+    count: int = model.config.get_text_config().vocab_size
+    return count
 
 
 def align(config: Config, models: Models) -> tuple[Alignment, Files] | None:
@@ -136,7 +146,7 @@ def align(config: Config, models: Models) -> tuple[Alignment, Files] | None:
         return None
     first = config.base or config.slices[0].sources[0].model
     vocabularies = {
-        reference: vocabulary_of(model) if _has_tokenizer(model) else vocabulary_of(models[first])
+        reference: _embedded(model, (model if _has_tokenizer(model) else models[first]).tokenizer())
         for reference, model in models.items()
     }
     tokenizer = _tokenizer(config, models, first)
@@ -152,7 +162,7 @@ def align(config: Config, models: Models) -> tuple[Alignment, Files] | None:
     missing = {
         number: row
         for token, number in tokens.items()
-        if (row := _row(token, number, wanted.tokens.get(token), config, rows, vocabularies))
+        if (row := _row(token, number, config, models, rows, vocabularies))
     }
     size = -(-count // wanted.multiple_of) * wanted.multiple_of
     return Alignment(models, rows, missing, size, _with_rows(models[first])), _saved(tokenizer, models[first])
@@ -176,7 +186,7 @@ def _extend(tokenizer: Any, others: Iterable[Model]) -> None:
         if not _has_tokenizer(model):
             continue
         other = model.tokenizer()
-        rows = model.config.get_text_config().vocab_size
+        rows = _count(model)
         special = {info.content: info for number, info in other.added_tokens_decoder.items() if number < rows}
         known = tokenizer.get_vocab()
         plain = sorted((number, token) for token, number in other.get_vocab().items() if number < rows)
@@ -187,13 +197,13 @@ def _extend(tokenizer: Any, others: Iterable[Model]) -> None:
 def _row(
     token: str,
     number: int,
-    given: Token | None,
     config: Config,
+    models: Models,
     rows: Mapping[Reference, Tensor],
     vocabularies: Mapping[Reference, Mapping[str, int]],
 ) -> Row | None:
     """Where a token's row comes from: as the config says, else the base's, the only owner's, or the owners' mean."""
-    where = config.where(("tokenizer", "tokens", token))
+    given, where = config.vocabulary.tokens.get(token), config.where(("tokenizer", "tokens", token))
     if given and (given.source or given.zero):
         if given.zero or given.source is None:
             return Row((), given.force)
@@ -202,6 +212,9 @@ def _row(
         own = vocabularies[given.source].get(given.token or token) if given.id is None else given.id
         if own is None:
             raise PruneError(f"{given.source} has no token {given.token or token!r}", where=where)
+        count = _count(models[given.source])
+        if not 0 <= own < count:
+            raise PruneError(f"{given.source} has the tokens 0 to {count - 1}, and no {own}", where=where)
         return Row(((given.source, own),), given.force)
     owners = [(reference, int(own[number])) for reference, own in rows.items() if own[number] >= 0]
     if len(owners) == len(rows):

@@ -100,6 +100,12 @@ def test_references_name_revisions_and_adapters() -> None:
     assert str(first("a@r+l")) == "a@r+l"
 
 
+@pytest.mark.parametrize(("word", "value"), [("yes", True), ("On", True), ("no", False), ("off", False), ("FALSE", False)])
+def test_every_word_of_yaml_for_true_and_false_is_read_where_one_is_wanted(place: Path, word: str, value: bool) -> None:
+    text = f"merge_method: linear\nmodels:\n- model: {place / 'one'}\nparameters: {{weight: 1, normalize: {word}}}\n"
+    assert prepare(parse_yaml(text, "c.yml")).plan.values["lm_head.weight"]["normalize"] is value
+
+
 FILTER = [{"filter": "mpl", "value": 1}, {"value": 2}]
 BOTH = {"tokenizer_source": "union", "tokenizer": {}}
 COMPLAINTS: list[tuple[dict[str, Any], str]] = [
@@ -112,6 +118,15 @@ COMPLAINTS: list[tuple[dict[str, Any], str]] = [
     ({"parameters": {"weight": 0}}, "the weights sum to zero"),
     ({"parameters": {"weight": []}}, "an empty list says nothing"),
     ({"parameters": {"weight": "much"}}, "weight must be a number, not 'much'"),
+    ({"parameters": {"weight": "nan"}}, "weight must be a finite number, not 'nan'"),
+    ({"parameters": {"weight": [1, float("inf")]}}, "weight must be a finite number, not inf"),
+    ({"merge_method": "karcher", "parameters": {"max_iter": "inf"}}, "max_iter must be a finite number, not 'inf'"),
+    ({"merge_method": "karcher", "parameters": {"max_iter": [5, 10]}}, "max_iter must be a whole number, not 7.5"),
+    ({"models": [{"model": {}}]}, "models[0].model.model: must be a folder or a Hub id, not None"),
+    ({"models": [{"model": {"lora": "x"}}]}, "models[0].model.model: must be a folder or a Hub id, not None"),
+    ({"models": [{"model": {"path": 5}}]}, "models[0].model.path: must be a folder or a Hub id, not 5"),
+    ({"models": [{"model": {"model": None}}]}, "models[0].model.model: must be a folder or a Hub id, not None"),
+    ({"models": [{"model": {"model": "a", "revision": "b"}}]}, "unknown key 'revision'"),
     ({}, "linear needs the parameter weight of"),
     ({"parameters": {"weight": 1, "normalize": "perhaps"}}, "normalize must be true or false"),
     ({"merge_method": "ties", "parameters": {"weight": 1}}, "ties needs a base_model"),

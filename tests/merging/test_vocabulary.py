@@ -116,3 +116,25 @@ def test_auto_takes_the_template_that_most_models_have(place: Path, tmp_path: Pa
     all_three = [{"model": str(tmp_path / str(number))} for number in range(3)]
     merged = prune.merge({**keys(place), "models": all_three, "chat_template": "auto"})
     assert merged.files["chat_template.jinja"].read_text() == "b {{ messages }}"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [(20, "has the tokens 0 to 12, and no 20"), (-1, "and no -1"), (13, "and no 13"), ("a", "must be a whole number")],
+)
+def test_a_token_id_that_the_model_has_not_is_refused(place: Path, row: Any, said: str) -> None:
+    tokens = {"x": {"source": {"kind": "model_token", "model": str(place / "one"), "token_id": row}}}
+    with pytest.raises(PruneError, match=said):
+        prune.merge(keys(place, tokenizer={"source": "union", "tokens": tokens}))
+
+
+@pytest.mark.parametrize("spelt", ["False", "false", "no", False, 0])
+def test_force_says_no_by_every_word_for_it(place: Path, spelt: Any) -> None:
+    tokens = {"w9": {"source": {"kind": "zero"}, "force": spelt}}
+    rows = prune.merge(keys(place, tokenizer={"source": "union", "tokens": tokens})).tensors.read(
+        "model.embed_tokens.weight"
+    )
+    assert rows[ONE.index("w9")].any()
+    tokens["w9"]["force"] = "perhaps"
+    with pytest.raises(PruneError, match=r"tokens.w9.force: must be true or false, not 'perhaps'"):
+        prune.merge(keys(place, tokenizer={"source": "union", "tokens": tokens}))
