@@ -100,7 +100,9 @@ def test_references_name_revisions_and_adapters() -> None:
     assert str(first("a@r+l")) == "a@r+l"
 
 
-@pytest.mark.parametrize(("word", "value"), [("yes", True), ("On", True), ("no", False), ("off", False), ("FALSE", False)])
+@pytest.mark.parametrize(
+    ("word", "value"), [("yes", True), ("On", True), ("no", False), ("off", False), ("FALSE", False)]
+)
 def test_every_word_of_yaml_for_true_and_false_is_read_where_one_is_wanted(place: Path, word: str, value: bool) -> None:
     text = f"merge_method: linear\nmodels:\n- model: {place / 'one'}\nparameters: {{weight: 1, normalize: {word}}}\n"
     assert prepare(parse_yaml(text, "c.yml")).plan.values["lm_head.weight"]["normalize"] is value
