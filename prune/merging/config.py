@@ -91,5 +91,15 @@ class Config:
             found += [source.model for source in own.sources] + ([own.base] if own.base else [])
         return list(dict.fromkeys(found))
 
+    def place(self, reference: Reference) -> At:
+        """Where the config first names a model."""
+        for own in self.slices:
+            for source in own.sources:
+                if source.model == reference:
+                    return source.at if source.at == ("base_model",) else (*source.at, "model")
+            if own.base == reference:
+                return (*own.at, "base_model")
+        return ("base_model",)
+
     def where(self, at: At = (), *, key: bool = False) -> str:
         return self.document.where(at, key=key)

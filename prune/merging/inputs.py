@@ -31,7 +31,7 @@ def opened(
             model = _open(reference, config, given, headers=headers)
             found[reference] = change(model) if change and reference.model not in given else model
         except PruneError as error:
-            raise PruneError(str(error), where=config.document.name) from None
+            raise PruneError(str(error), where=config.where(config.place(reference))) from None
     return found
 
 

@@ -114,6 +114,8 @@ def _record(config: Config, made: Plan, options: Options) -> dict[str, Any]:
         "computed_in": sorted({str(job.dtype).removeprefix("torch.") for job in made.jobs.values()}),
         "compat": "mergekit" if options.compat else None,
     }
+    if made.special:
+        found["special_tokens"] = made.special
     if getattr(method(config.method), "DRAWS", False):
         found["masks"] = {"seed": options.seed, "rule": chance.COMPAT_RULE if options.compat else chance.RULE}
     return found

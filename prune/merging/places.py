@@ -48,7 +48,8 @@ def whole(config: Config, models: Models, donor: Model, used: ModuleType) -> Ite
         other, depth = models[reference].numbers["layers"], donor.numbers["layers"]
         if other != depth:
             raise PruneError(
-                f"{reference} has {other} layers and the others {depth}; name slices", where=config.where()
+                f"{reference} has {other} layers and the others {depth}; name slices",
+                where=config.where(config.place(reference)),
             )
     positions = {}
     for stack in configs.stacks(donor):

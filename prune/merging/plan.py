@@ -20,7 +20,7 @@ from prune.merging.methods import method
 from prune.merging.places import Input, Models, Place, length_of, sliced, whole
 from prune.merging.settings import chain, refuse_idle_filters, refuse_unknown, resolve
 from prune.merging.stream import Job
-from prune.merging.vocabulary import Alignment
+from prune.merging.vocabulary import Alignment, with_rows
 from prune.model import config as configs
 from prune.model.layout import stored_name
 from prune.model.model import Model
@@ -37,7 +37,7 @@ class Options:
 
 @dataclass
 class Plan:
-    """What will be computed. `values` are each tensor's parameters, as they were resolved."""
+    """What will be computed: `values` are each tensor's parameters, `special` the tokens' numbers that change."""
 
     jobs: dict[str, Job]
     places: dict[str, Place]
@@ -48,12 +48,13 @@ class Plan:
     inputs: list[Reference]
     layers: int
     seed: int
+    special: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
 def plan(config: Config, models: Models, options: Options, alignment: Alignment | None) -> Plan:
     """Every job of a merge. Raises PruneError, placed in the config, for whatever cannot be merged as it says."""
-    warnings = refuse_unknown(config)
+    warnings = refuse_unknown(config) + list(alignment.warnings if alignment else ())
     used = method(config.method)
     config = _with_base(config, used)
     _refuse_families(config, models)
@@ -79,6 +80,7 @@ def plan(config: Config, models: Models, options: Options, alignment: Alignment 
         inputs=config.references,
         layers=_depth(config, donor),
         seed=options.seed,
+        special=dict(alignment.special) if alignment else {},
         warnings=warnings,
     )
 
@@ -102,7 +104,8 @@ def _refuse_families(config: Config, models: Models) -> None:
         one, two = models[first].family.model_type, models[other].family.model_type
         if one != two:
             raise PruneError(
-                f"{first} is a {one} and {other} a {two}; only models of one family merge", where=config.where()
+                f"{first} is a {one} and {other} a {two}; only models of one family merge",
+                where=config.where(config.place(other)),
             )
 
 
@@ -192,7 +195,7 @@ def _job(
         if shape != shapes[0]:
             raise PruneError(
                 f"{given.name!r} of {given.source.model} is of shape {list(shape)}, and {list(shapes[0])} in"
-                f" {everyone[0].source.model}",
+                f" {everyone[0].source.model}{_padded(models, given, shape, shapes[0])}",
                 where=config.where(given.source.at),
             )
     common = infos[0].dtype
@@ -224,6 +227,16 @@ def _job(
     )
 
 
+def _padded(models: Models, given: Input, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What to do about rows of tokens that differ in number alone."""
+    if shape[1:] != wanted[1:] or given.name not in with_rows(models[given.source.model]):
+        return ""
+    return (
+        "; where only the rows added to the vocabulary differ, tokenizer_source: base brings all to the same number,"
+        " and tokenizer: {source: base, pad_to_multiple_of: ...} to a round one"
+    )
+
+
 def _base_alone() -> ModuleType:
     """How a tensor is made where there is only the base."""
     return method("passthrough")
@@ -249,6 +262,8 @@ def _described(
         described, architecture = configs.shaped(deepest, layers, sizes)
     if alignment:
         described.vocab_size = alignment.size
+        for name, number in alignment.special.items():
+            setattr(described, name, number)
     return described, architecture
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prune import files
+from prune.merging.config import Reference
 from prune.merging.inputs import folder
 from prune.merging.methods import names
 from prune.merging.parse import parse
@@ -15,7 +16,9 @@ from prune.merging.parse import parse
 def of_config(path: str) -> dict[str, Any]:
     """The config's own bytes, and those of every model that it names."""
     config = parse(path, names())
-    ends = [end for one in config.references for end in (one.model, one.lora) if end]
+    source = config.vocabulary.source
+    named = [*config.references, *([source] if isinstance(source, Reference) else [])]
+    ends = [end for one in named for end in (one.model, one.lora) if end]
     return {"config": files.sha256(path), **{end: of_folder(folder(end, config)) for end in ends}}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +18,18 @@ from torch import Tensor
 
 from prune.errors import PruneError
 from prune.merging.config import Config, Reference
+from prune.merging.inputs import folder as folder_of
 from prune.model import skeleton
+from prune.model.companions import content
 from prune.model.model import Model
 from prune.model.open import TOKENIZER
+from prune.model.open import tokenizer as open_tokenizer
 from prune.model.tensors import Part
 
 Models = Mapping[Reference, Model]
 SHOWN = 3  # tokens named in a refusal
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Alignment:
     missing: new row -> where it comes from instead.
     size: rows in all; those past the tokens are the mean of the others.
     names: the tensors with a row for each token.
+    special: what the config's numbers of special tokens must become, where the tokenizer gives them others.
+    warnings: a line for what the config leaves open.
     """
 
     models: Models
@@ -50,6 +57,8 @@ class Alignment:
     missing: Mapping[int, Row]
     size: int
     names: frozenset[str]
+    special: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
         return (self.size, *before[1:])
@@ -102,7 +111,7 @@ def agree(config: Config, models: Models) -> None:
                 f"{first} and {other} have different vocabularies ({len(own)} and {len(theirs)} tokens;"
                 f" {_difference(own, theirs)}), so their embeddings would be mixed up; say whose to take with"
                 " tokenizer_source: union, or base",
-                where=config.where(("base_model",)),
+                where=config.where(config.place(other)),
             )
 
 
@@ -165,19 +174,70 @@ def align(config: Config, models: Models) -> tuple[Alignment, Files] | None:
         if (row := _row(token, number, config, models, rows, vocabularies))
     }
     size = -(-count // wanted.multiple_of) * wanted.multiple_of
-    return Alignment(models, rows, missing, size, _with_rows(models[first])), _saved(tokenizer, models[first])
+    old = _old_numbers(config, models[first])
+    special = {} if old is None else _special(models[first].config.to_dict(), old, tokenizer)
+    warnings = _unowned(config, {number: token for token, number in tokens.items()}, missing)
+    aligned = Alignment(models, rows, missing, size, with_rows(models[first]), special, warnings)
+    return aligned, _saved(tokenizer, models[first], old)
+
+
+def _unowned(config: Config, tokens: Mapping[int, str], missing: Mapping[int, Row]) -> tuple[str, ...]:
+    """A line for tokens that no model has an embedding of, and that the config does not say to be zero."""
+    given = config.vocabulary.tokens
+    found = [
+        token
+        for number, row in sorted(missing.items())
+        if not row.of and not ((token := tokens[number]) in given and given[token].zero)
+    ]
+    if not found:
+        return ()
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    shown = ", ".join(map(repr, found[:SHOWN])) + more
+    where = config.where(("tokenizer", "tokens", found[0]))
+    return (f"{where}: no model has an embedding of {shown}, so it is zero; give its source under tokens",)
+
+
+def _old_numbers(config: Config, donor: Model) -> dict[int, str] | None:
+    """The donor's tokens by the numbers that its config has them under; None where those stay as they are."""
+    if not isinstance(config.vocabulary.source, Reference):
+        return None
+    vocabulary = donor.tokenizer().get_vocab() if _has_tokenizer(donor) else {}
+    return {number: token for token, number in vocabulary.items()}
+
+
+def _special(values: Mapping[str, Any], old: Mapping[int, str], tokenizer: Any) -> dict[str, Any]:
+    """The numbers of special tokens that a tokenizer gives otherwise than a config: its own, else the same tokens'."""
+    new, found = tokenizer.get_vocab(), {}
+    for key in SPECIAL:
+        if key not in values:
+            continue
+        before, named = values[key], getattr(tokenizer, key, None)
+        numbers = before if isinstance(before, list) else [before]
+        after = [] if named is None else [named]
+        after += [new[token] for number in numbers if (token := old.get(number)) in new]
+        wanted = sorted(set(after)) if isinstance(before, list) else next(iter(after), None)
+        if wanted != (sorted(before) if isinstance(before, list) else before):
+            found[key] = wanted
+    return found
 
 
 def _tokenizer(config: Config, models: Models, first: Reference) -> Any:
     source = config.vocabulary.source
     if isinstance(source, Reference):
-        if source not in models:
-            raise PruneError(f"{source} is not among the models", where=config.where(("tokenizer_source",)))
-        return models[source].tokenizer()
+        return models[source].tokenizer() if source in models else _of_another(config, source)
     tokenizer = models[first].tokenizer()
     if source == "union":
         _extend(tokenizer, [models[reference] for reference in config.references if reference != first])
     return tokenizer
+
+
+def _of_another(config: Config, source: Reference) -> Any:
+    """The tokenizer of a folder or a Hub id that is none of the models."""
+    try:
+        return open_tokenizer(folder_of(source.model, config), revision=source.revision)
+    except PruneError as error:
+        given = ("tokenizer_source",) if "tokenizer_source" in config.document.value else ("tokenizer", "source")
+        raise PruneError(str(error), where=config.where(given)) from None
 
 
 def _extend(tokenizer: Any, others: Iterable[Model]) -> None:
@@ -223,20 +283,30 @@ def _row(
     return Row(tuple(base or owners))
 
 
-def _with_rows(model: Model) -> frozenset[str]:
-    """The tensors with a row for each token: the embeddings on both ends and the biases of the second."""
+def with_rows(model: Model) -> frozenset[str]:
+    """The tensors with a row for each token: the embeddings on both ends and the biases of the second.
+
+    Where the module has one of them under two names, it counts under both.
+    """
     root = skeleton.skeleton(model)
     ends = [module for module in (root.get_input_embeddings(), root.get_output_embeddings()) if module is not None]
     found = set()
     for path, module in root.named_modules():
         if any(module is end for end in ends):
             found |= {f"{path}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)}
+    twins = {**(root._tied_weights_keys or {}), **skeleton.tied(root)}
+    found |= {twins[name] for name in found if name in twins}
     return frozenset(name for name in found if name in model.tensors.info)
 
 
-def _saved(tokenizer: Any, first: Model) -> Files:
+def _saved(tokenizer: Any, first: Model, old: Mapping[int, str] | None) -> Files:
+    """The tokenizer's files in the place of the donor's, and its generation config with the tokenizer's numbers."""
     folder: TemporaryDirectory[str] = TemporaryDirectory(prefix="prune-")
     tokenizer.save_pretrained(folder.name)
+    if old is not None and GENERATION in first.files:
+        values = json.loads(content(first.files[GENERATION]))
+        if moved := _special(values, old, tokenizer):
+            Path(folder.name, GENERATION).write_text(json.dumps(values | moved, indent=2) + "\n", encoding="utf-8")
     made = {path.name: path for path in sorted(Path(folder.name).iterdir()) if path.is_file()}
     kept = {name: path for name, path in first.files.items() if not name.startswith(TOKENIZER)}
     return Files(folder, {**kept, **made})

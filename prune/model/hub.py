@@ -28,6 +28,11 @@ def fetch(source: str, revision: str | None) -> Path:
     return _snapshot(source, revision, [*SMALL, "*.safetensors"])
 
 
+def fetch_companions(source: str, revision: str | None) -> Path:
+    """The local snapshot of the small files of what lies on the Hub, which may be no model: its tokenizer, say."""
+    return _snapshot(source, revision, SMALL)
+
+
 def fetch_adapter(source: str, revision: str | None) -> Path:
     """The local snapshot of a Hub adapter: its config and its safetensors."""
     return _snapshot(source, revision, ["adapter_config.json", "adapter_model.safetensors"])

@@ -105,12 +105,7 @@ class Model:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, from its own files. Raises PruneError when it has none."""
-        from transformers import AutoTokenizer
-
-        if not any(name.startswith("tokenizer") for name in self.files):
-            raise PruneError("the model folder has no tokenizer files", where=self.source)
-        tokenizer: PreTrainedTokenizerBase = self._companion(AutoTokenizer, "tokenizer")
-        return tokenizer
+        return tokenizer_in(self.files, self.source)
 
     def image_processor(self) -> Any:
         """What turns images into this model's pixel values, from its own file. Raises PruneError when it has none."""
@@ -118,16 +113,7 @@ class Model:
 
         if "preprocessor_config.json" not in self.files:
             raise PruneError("the model folder has no preprocessor_config.json", where=self.source)
-        return self._companion(AutoImageProcessor, "image processor")
-
-    def _companion(self, kind: Any, name: str) -> Any:
-        """What an Auto class makes of the files beside the weights."""
-        try:
-            with folder_without_code(self.files) as folder:
-                return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PruneError(f"the {name} cannot be read: {reason}", where=self.source) from error
+        return _companion(AutoImageProcessor, "image processor", self.files, self.source)
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of every file it was opened from; of every tensor for a model in memory."""
@@ -136,6 +122,26 @@ class Model:
             files = {**config, **self.files, **{path.name: path for path in self.weights}}
             return {name: _sha256(path) for name, path in sorted(files.items())}
         return {name: _digest(self.tensors.read(name)) for name in sorted(self.tensors.info)}
+
+
+def tokenizer_in(files: Mapping[str, Path], source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies in files. Raises PruneError, placed at `source`, when there is none."""
+    from transformers import AutoTokenizer
+
+    if not any(name.startswith("tokenizer") for name in files):
+        raise PruneError("the model folder has no tokenizer files", where=source)
+    tokenizer: PreTrainedTokenizerBase = _companion(AutoTokenizer, "tokenizer", files, source)
+    return tokenizer
+
+
+def _companion(kind: Any, name: str, files: Mapping[str, Path], source: str) -> Any:
+    """What an Auto class makes of the files beside the weights."""
+    try:
+        with folder_without_code(files) as folder:
+            return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PruneError(f"the {name} cannot be read: {reason}", where=source) from error
 
 
 def _sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prune import bundled
 from prune.errors import PruneError, unknown
@@ -15,7 +15,7 @@ from prune.model import hub, nonuniform, skeleton
 from prune.model.checkpoint import INDEX, read_folder
 from prune.model.family import PREFIX
 from prune.model.foreign import read_config
-from prune.model.model import Model
+from prune.model.model import Model, tokenizer_in
 from prune.model.tensors import in_memory
 
 CARRIED = ("generation_config.json", "preprocessor_config.json")
@@ -50,6 +50,12 @@ def open(source: str | Path | PreTrainedModel, *, revision: str | None = None, h
     return _checked(_from_folder(folder, str(source)))
 
 
+def tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hub id, where there need be no model. Raises PruneError."""
+    folder = _local(source) or hub.fetch_companions(source, revision)
+    return tokenizer_in(_companions(folder), source)
+
+
 def _checked(model: Model) -> Model:
     if getattr(model.config, "add_cross_attention", False):
         raise PruneError(
@@ -78,7 +84,7 @@ def _local(source: str) -> Path | None:
 def _from_folder(folder: Path, source: str) -> Model:
     config = read_config(folder)
     family = families.of(config.model_type)
-    files = {path.name: path for path in sorted(folder.iterdir()) if _carried(path.name) and path.is_file()}
+    files = _companions(folder)
     weights = sorted(path for path in folder.glob("*.safetensors"))
     index = [folder / INDEX] if (folder / INDEX).exists() else []
     tensors = read_folder(folder)
@@ -98,6 +104,10 @@ def _remote(source: str, revision: str | None) -> Model:
     folder, tensors = hub.headers(source, revision)
     config = read_config(folder)
     return Model(config, families.of(config.model_type), _architecture(config), tensors, source)
+
+
+def _companions(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in sorted(folder.iterdir()) if _carried(path.name) and path.is_file()}
 
 
 def _carried(name: str) -> bool:

@@ -273,3 +273,26 @@ def test_threads_and_order_do_not_change_a_bit(place: Path, tmp_path: Path) -> N
         assert all(torch.equal(written.read(name), own) for name, own in alone.items())
     one, four = ((tmp_path / f"out{threads}" / "model.safetensors").read_bytes() for threads in (1, 4))
     assert one == four
+
+
+def test_errors_about_a_model_stand_where_the_config_names_it(place: Path, tmp_path: Path) -> None:
+    def complaint(method: str, name: str, more: str = "") -> str:
+        text = f"merge_method: {method}\nmodels:\n- model: {place / 'one'}\n- model: {name}\n{more}"
+        (tmp_path / "c.yml").write_text(text)
+        with pytest.raises(PruneError) as caught:
+            prune.merge(tmp_path / "c.yml")
+        return str(caught.value).removeprefix(f"{tmp_path}/")
+
+    weight = "parameters: {weight: 1}\n"
+    said = "c.yml:4:10 models[1].model: no model folder 'models/nobody'"
+    assert complaint("linear", "models/nobody", weight).startswith(said)
+    more = f"{weight}base_model: models/none\n"
+    assert complaint("ties", str(place / "two"), more).startswith(
+        "c.yml:6:13 base_model: no model folder 'models/none'"
+    )
+    prune.save(prune.open(tiny_model("qwen3")), tmp_path / "other")
+    said = complaint("linear", str(tmp_path / "other"), weight)
+    assert said.startswith("c.yml:4:10 models[1].model: ") and "only models of one family merge" in said
+    prune.save(prune.open(tiny_model("llama", num_hidden_layers=2)), tmp_path / "short")
+    said = complaint("linear", str(tmp_path / "short"), weight)
+    assert said.startswith("c.yml:4:10 models[1].model: ") and "has 2 layers and the others 3" in said

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 import prune
 from prune.errors import PruneError
+from prune.merging.merge import prepare
+from prune.merging.prints import of_config
 from tests.tiny import tiny_model
 
 ONE = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(10))]
@@ -19,7 +22,12 @@ TWO = ["<unk>", "<s>", "</s>", "new", *(f"w{number}" for number in (3, 1, 2, 0, 
 
 
 def made(folder: Path, words: list[str], seed: int, **changes: Any) -> Path:
-    prune.save(prune.open(tiny_model("llama", seed=seed, vocab_size=len(words), pad_token_id=None, **changes)), folder)
+    changes = {"vocab_size": len(words), "pad_token_id": None, **changes}
+    prune.save(prune.open(tiny_model("llama", seed=seed, **changes)), folder)
+    return with_tokenizer(folder, words)
+
+
+def with_tokenizer(folder: Path, words: list[str]) -> Path:
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
@@ -138,3 +146,89 @@ def test_force_says_no_by_every_word_for_it(place: Path, spelt: Any) -> None:
     tokens["w9"]["force"] = "perhaps"
     with pytest.raises(PruneError, match=r"tokens.w9.force: must be true or false, not 'perhaps'"):
         prune.merge(keys(place, tokenizer={"source": "union", "tokens": tokens}))
+
+
+def test_a_token_of_no_model_is_told(place: Path) -> None:
+    merged = prepare(keys(place, tokenizer={"source": "union", "tokens": {"x": {}, "z": {"source": {"kind": "zero"}}}}))
+    (said,) = merged.plan.warnings
+    assert "tokenizer.tokens.x: no model has an embedding of 'x', so it is zero" in said and "'z'" not in said
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_bias_that_the_module_names_twice_is_aligned_under_both(tmp_path: Path, tied: bool) -> None:
+    for name, words, seed in (("one", ONE, 0), ("two", TWO[:-1], 1)):
+        torch.manual_seed(seed)
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=48,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            tie_word_embeddings=tied,
+        )
+        module = BertForMaskedLM(config)
+        for own in {module.cls.predictions.bias, module.cls.predictions.decoder.bias}:
+            torch.nn.init.normal_(own)
+        prune.save(prune.open(module), tmp_path / name)
+        with_tokenizer(tmp_path / name, words)
+    merged = prune.merge(keys(tmp_path, tokenizer_source="union"))
+    rows = merged.tensors.read("cls.predictions.bias")
+    one, two = (prune.open(tmp_path / name).tensors.read("cls.predictions.bias") for name in ("one", "two"))
+    vocabulary = merged.tokenizer().get_vocab()
+    assert len(rows) == len(vocabulary) == merged.config.vocab_size
+    torch.testing.assert_close(rows[vocabulary["w3"]], (one[ONE.index("w3")] + two[TWO.index("w3")]) / 2)
+    prune.save(merged, tmp_path / "out")
+    assert prune.open(tmp_path / "out").config.vocab_size == 14
+
+
+def test_rows_that_only_pad_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    made(tmp_path / "one", ONE, 0)
+    made(tmp_path / "two", ONE, 1, vocab_size=16)
+    with pytest.raises(PruneError, match=r"shape \[16, 48\], and \[13, 48\].*tokenizer_source: base brings all"):
+        prune.merge(keys(tmp_path))
+    assert prune.merge(keys(tmp_path, tokenizer_source="base")).config.vocab_size == 13
+    padded = prune.merge(keys(tmp_path, tokenizer={"source": "base", "pad_to_multiple_of": 16}))
+    assert padded.config.vocab_size == 16
+
+
+MOVED = ["<unk>", "new", "</s>x", "<s>", "</s>", *(f"w{number}" for number in range(8))]
+
+
+def test_special_tokens_have_the_numbers_of_the_tokenizer_that_is_taken(tmp_path: Path) -> None:
+    made(tmp_path / "one", ONE, 0)
+    made(tmp_path / "two", MOVED, 1, bos_token_id=3, eos_token_id=4)
+    settings = {"bos_token_id": 1, "eos_token_id": [2, 5], "temperature": 0.5}
+    (tmp_path / "one" / "generation_config.json").write_text(json.dumps(settings))
+    prepared = prepare(keys(tmp_path, tokenizer_source=str(tmp_path / "two")))
+    prune.save(prepared.model, tmp_path / "out")
+    config = prune.open(tmp_path / "out").config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (3, 4, None)
+    assert prepared.record["special_tokens"] == {"bos_token_id": 3, "eos_token_id": 4}
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written == {"bos_token_id": 3, "eos_token_id": [4, MOVED.index("w2")], "temperature": 0.5}
+    kept = prepare(keys(tmp_path, tokenizer_source=str(tmp_path / "one")))
+    assert "special_tokens" not in kept.record and kept.model.config.eos_token_id == 2
+
+
+def test_a_tokenizer_may_come_from_a_folder_that_is_none_of_the_models(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*ONE[:3], "w9", "w1", "fresh"]
+    (tmp_path / "beside").mkdir()
+    with_tokenizer(tmp_path / "beside", words)
+    text = (
+        "merge_method: linear\nparameters: {weight: 1}\ntokenizer_source: beside\n"
+        f"models:\n- model: {place / 'one'}\n- model: {place / 'two'}\n"
+    )
+    (tmp_path / "c.yml").write_text(text)
+    merged = prepare(tmp_path / "c.yml")
+    rows = merged.model.tensors.read("model.embed_tokens.weight")
+    one, two = (prune.open(place / who).tensors.read("model.embed_tokens.weight") for who in ("one", "two"))
+    torch.testing.assert_close(rows[4], (one[ONE.index("w1")] + two[TWO.index("w1")]) / 2)
+    torch.testing.assert_close(rows[3], one[ONE.index("w9")])
+    assert len(rows) == 6 and "no model has an embedding of 'fresh'" in merged.plan.warnings[0]
+    assert "tokenizer.json" in of_config(str(tmp_path / "c.yml"))["beside"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yml").write_text(text.replace("beside", "models/nobody"))
+    with pytest.raises(PruneError, match=r"c.yml:3:19 tokenizer_source: no model folder 'models/nobody'"):
+        prune.merge(tmp_path / "c.yml")
