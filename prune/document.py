@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from prune.errors import PruneError
 At = tuple[str | int, ...]  # the way to a value: ("steps", 1, "remove", "ratio")
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_COPIED = 10_000  # nodes that aliases may stand for in all, or a small file becomes a large one
 _WORDS = {  # the only spellings; `no` is a word
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -45,10 +47,11 @@ def spell(at: At) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).removeprefix(".")
 
 
-def read(path: str | Path) -> Document:
+def read(path: str | Path, *, aliases: bool = False) -> Document:
     """The document in a file; PruneError with file:line:column for anything but one plain mapping.
 
-    Refused: duplicate keys, anchors and aliases, tags, keys that are not text, more than 32 levels, more than 1 MB.
+    Refused: duplicate keys, tags, keys that are not text, more than 32 levels, more than 1 MB, and, unless `aliases`
+    are let in, anchors and aliases.
     """
     try:
         with Path(path).open("rb") as file:
@@ -61,13 +64,13 @@ def read(path: str | Path) -> Document:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PruneError(f"is not UTF-8 text (byte {error.start})", where=str(path)) from None
-    return parse(text, str(path))
+    return parse(text, str(path), aliases=aliases)
 
 
-def parse(text: str, name: str) -> Document:
+def parse(text: str, name: str, *, aliases: bool = False) -> Document:
     """The document in a text; see `read`."""
     document = Document(name, {})
-    value = _only_value(text, document)
+    value = _only_value(text, document, aliases)
     if not isinstance(value, dict):
         raise PruneError(f"must be a mapping such as `model: bundled`, not {_kind(value)}", where=f"{name}:1:1")
     document.value.update(value)
@@ -79,8 +82,9 @@ def parse_value(text: str, name: str) -> Any:
     return _only_value(text, Document(name, {}))
 
 
-def _only_value(text: str, document: Document) -> Any:
+def _only_value(text: str, document: Document, aliases: bool = False) -> Any:
     events = _events(text, document.name)
+    events = _written_out(events, document.name) if aliases else events
     next(events)  # the stream begins
     if isinstance(next(events), yaml.StreamEndEvent):
         return None
@@ -105,6 +109,37 @@ def _events(text: str, name: str) -> Iterator[yaml.Event]:
         raise PruneError(
             f"is not YAML: the character #x{ord(text[error.position]):04x} may not stand here", where=where
         ) from None
+
+
+def _written_out(events: Iterator[yaml.Event], name: str) -> Iterator[yaml.Event]:
+    """The events with every alias replaced by what its anchor is at, which keeps its own place in the file."""
+    anchored: dict[str, list[yaml.Event]] = {}
+    noting: list[tuple[str, int, list[yaml.Event]]] = []  # anchors whose nodes have not ended: depth, events so far
+    depth = copied = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            where = _place(name, event.start_mark)
+            if event.anchor not in anchored:
+                raise PruneError(
+                    f"the alias *{event.anchor} stands for nothing that was written before it", where=where
+                )
+            found = anchored[event.anchor]
+            copied += len(found)
+            if copied > MAX_COPIED:
+                raise PruneError(f"aliases stand for more than {MAX_COPIED} values; write them out", where=where)
+        else:
+            found = [copy.copy(event)]
+            if anchor := getattr(event, "anchor", None):
+                found[0].anchor = None
+                noting.append((anchor, depth, []))
+        opens = isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent))
+        depth += opens - isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent))
+        for _, _, noted in noting:
+            noted += found
+        while noting and noting[-1][1] == depth:
+            anchor, _, noted = noting.pop()
+            anchored[anchor] = noted
+        yield from found
 
 
 def _value(event: yaml.Event, events: Iterator[yaml.Event], document: Document, at: At) -> Any:

@@ -34,7 +34,7 @@ def parse(config: str | Path | Mapping[str, Any] | Document, methods: Collection
     if isinstance(config, Document):
         document = config
     else:
-        document = Document("config", dict(config)) if isinstance(config, Mapping) else read(config)
+        document = Document("config", dict(config)) if isinstance(config, Mapping) else read(config, aliases=True)
     value, where = document.value, document.where
     for key in value:
         if key not in KEYS:
@@ -92,7 +92,12 @@ def _listed(items: Any, kind: str, document: Document, at: At) -> tuple[Slice, .
 
 
 def _slice(item: Any, document: Document, at: At) -> Slice:
-    _known(item, ("sources", "base_model", "parameters"), document, at)
+    _known(item, ("sources", "base_model", "parameters", "residual_weight"), document, at)
+    if item.get("residual_weight") is not None:
+        raise PruneError(
+            "is not computed: a slice has no weight for what flows past it",
+            where=document.where((*at, "residual_weight")),
+        )
     sources = item.get("sources")
     if not isinstance(sources, list) or not sources:
         raise PruneError("a slice needs sources, each a model with its layer_range", where=document.where(at))

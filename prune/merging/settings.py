@@ -80,7 +80,9 @@ def refuse_unknown(config: Config) -> list[str]:
             if name not in taken:
                 idle.append(f"{where}: {config.method} has no parameter {name}, so it does nothing")
             elif source and not taken[name].each:
-                raise PruneError(f"{name} is the same for all models: put it under parameters", where=where)
+                idle.append(
+                    f"{where}: {name} is the same for all models, so it does nothing here: put it under parameters"
+                )
             elif source and source.model == config.base and method(config.method).BASE != "input":
                 idle.append(f"{where}: the base model has no {name}, so it does nothing")
     return idle

@@ -366,6 +366,13 @@ TEMPLATES = {  # formats that chat models share, by the names that configs use
         "{% else %}### Response:\n{{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}### Response:\n{% endif %}"
     ),
+    "exaone": (
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{% if loop.first %}[|system|][|endofturn|]{{ '\n' }}{% endif %}[|user|]{{ message['content'] }}{{ '\n' }}"
+        "{% else %}{% if loop.first and message['role'] == 'assistant' %}[|system|][|endofturn|]{{ '\n' }}{% endif %}"
+        "[|{{ message['role'] }}|]{{ message['content'] }}[|endofturn|]{{ '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[|assistant|]{% endif %}"
+    ),
     "llama3": (
         "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
         "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"

@@ -38,16 +38,19 @@ def without_code(values: Any) -> Any:
 
 @contextmanager
 def folder_without_code(files: Mapping[str, Path]) -> Iterator[Path]:
-    """A folder that holds the files as they may be read: their own, or a temporary copy where one names code."""
-    own = next(iter(files.values())).parent
+    """A folder that holds the files as they may be read: their own, or a temporary copy.
+
+    They are copied where one names code, and where they do not lie in one folder.
+    """
+    folders = list(dict.fromkeys(path.parent for path in files.values()))
     changed = {name: content(path) for name, path in files.items() if name in SETTINGS}
-    if all(files[name].read_bytes() == raw for name, raw in changed.items()):
-        yield own
+    if len(folders) == 1 and all(files[name].read_bytes() == raw for name, raw in changed.items()):
+        yield folders[0]
         return
     with tempfile.TemporaryDirectory() as temporary:
         for name, path in files.items():
             Path(temporary, name).write_bytes(changed.get(name) or path.read_bytes())
-        config = own / "config.json"
-        if config.is_file():
+        config = next((place for own in folders if (place := own / "config.json").is_file()), None)
+        if config is not None:
             Path(temporary, "config.json").write_text(json.dumps(without_code(json.loads(config.read_bytes()))))
         yield Path(temporary)

@@ -51,7 +51,7 @@ def merge(
     out_dtype: the type of the weights that are written.
     tokenizer_source: whose tokens the result has: `union`, `base` or a model; needed where the vocabularies differ.
     tokenizer: the same with more to say: `source`, `tokens`, `pad_to_multiple_of`.
-    chat_template: a Jinja template, `auto`, or one of chatml, alpaca, llama3, mistral.
+    chat_template: a Jinja template, `auto`, or one of chatml, alpaca, exaone, llama3, mistral.
     compat: `mergekit` computes in dtype and draws masks as mergekit 0.1.5 does, to the last bit.
     cut_alike: cut every model but `current` as the removal steps before this one cut the recipe's model.
     search: look for what measures best (CMA-ES): `weights` (how many over the layers of each model), `layers` (how
@@ -76,7 +76,7 @@ def merge(
     )
     if config is not None and keys:
         raise PruneError(f"a config says it all; take away {', '.join(keys)}", where="config")
-    document = read(config) if config is not None else Document("merge", keys)
+    document = read(config, aliases=True) if config is not None else Document("merge", keys)
     named = {"current": run.model, "original": run.original}
     settings: dict[str, Any] = {"seed": run.seed, "compat": compat, "device": run.device}
     change = _alike(run) if cut_alike else None

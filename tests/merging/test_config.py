@@ -183,6 +183,55 @@ def test_parameters_of_another_method_are_told_but_do_no_harm(place: Path) -> No
     assert len(made.warnings) == 2 and "linear has no parameter density" in made.warnings[0]
 
 
+def test_parameters_that_are_the_same_for_all_are_told_at_a_model_and_do_no_harm(place: Path) -> None:
+    own = {"weight": 1, "normalize": False, "int8_mask": True}
+    models = [{"model": str(place / "one"), "parameters": own}, cases.weighted(str(place / "two"), 1)]
+    made = plan_of(place, models=models)
+    assert made.values["lm_head.weight"]["normalize"] is True and len(made.warnings) == 2
+    assert "models[0].parameters.normalize: normalize is the same for all models" in made.warnings[0]
+
+
+def test_a_slice_may_leave_its_residual_weight_empty_and_give_none(place: Path) -> None:
+    own = {"sources": [{"model": str(place / "one"), "layer_range": [0, 3]}], "residual_weight": None}
+    keys: dict[str, Any] = {"merge_method": "passthrough", "slices": [own]}
+    assert prepare(keys).plan.layers == 3
+    own["residual_weight"] = 0.5
+    with pytest.raises(PruneError, match=r"slices\[0\].residual_weight: is not computed"):
+        prepare(keys)
+
+
+def test_anchors_and_aliases_of_a_merge_config_are_read(place: Path, tmp_path: Path) -> None:
+    text = (
+        f"merge_method: linear\nmodels:\n- &first\n  model: &who {place / 'one'}\n"
+        "  parameters: &p {weight: &w [0.5, 1]}\n"
+        "- *first\n- {model: *who, parameters: *p}\n- {model: *who, parameters: {weight: *w}}\n"
+    )
+    (tmp_path / "c.yml").write_text(text)
+    made = prepare(tmp_path / "c.yml").plan
+    assert made.values["model.layers.2.mlp.up_proj.weight"]["weight"] == [1, 1, 1, 1]
+    (tmp_path / "c.yml").write_text(text.replace("weight: &w [0.5, 1]", "wieght: &w [0.5, 1]"))
+    with pytest.raises(PruneError, match=r"c.yml:5:19 models\[0\].parameters.wieght"):
+        prepare(tmp_path / "c.yml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: *b", "c.yml:1:4: the alias *b stands for nothing that was written before it"),
+        ("a: &a [*a]", "the alias *a stands for nothing"),
+        (
+            "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)),
+            "aliases stand for more than 10000 values",
+        ),
+    ],
+)
+def test_aliases_of_nothing_and_of_too_much_are_refused(text: str, said: str) -> None:
+    with pytest.raises(PruneError) as caught:
+        parse_yaml(text, "c.yml", aliases=True)
+    assert said in str(caught.value)
+
+
 def test_density_outside_its_range_is_refused(place: Path) -> None:
     with pytest.raises(PruneError, match="from 0 to 1, not 1.5"):
         plan_of(place, merge_method="ties", base_model=str(place / "base"), parameters={"weight": 1, "density": 1.5})

@@ -200,6 +200,7 @@ def test_special_tokens_have_the_numbers_of_the_tokenizer_that_is_taken(tmp_path
     settings = {"bos_token_id": 1, "eos_token_id": [2, 5], "temperature": 0.5}
     (tmp_path / "one" / "generation_config.json").write_text(json.dumps(settings))
     prepared = prepare(keys(tmp_path, tokenizer_source=str(tmp_path / "two")))
+    assert prepared.model.tokenizer().get_vocab()["new"] == 1
     prune.save(prepared.model, tmp_path / "out")
     config = prune.open(tmp_path / "out").config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (3, 4, None)
@@ -232,3 +233,15 @@ def test_a_tokenizer_may_come_from_a_folder_that_is_none_of_the_models(
     (tmp_path / "c.yml").write_text(text.replace("beside", "models/nobody"))
     with pytest.raises(PruneError, match=r"c.yml:3:19 tokenizer_source: no model folder 'models/nobody'"):
         prune.merge(tmp_path / "c.yml")
+
+
+def test_exaones_format_begins_with_a_system_turn_and_ends_those_of_the_assistant(place: Path) -> None:
+    alone = {"merge_method": "passthrough", "models": [{"model": str(place / "one")}], "chat_template": "exaone"}
+    tokenizer = prune.merge(alone).tokenizer()
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    said = "[|user|]a\n[|assistant|]b[|endofturn|]\n[|user|]c\n[|assistant|]"
+    told = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert told == f"[|system|][|endofturn|]\n{said}"
+    system = [{"role": "system", "content": "s"}, *turns]
+    told = tokenizer.apply_chat_template(system, tokenize=False, add_generation_prompt=True)
+    assert told == f"[|system|]s[|endofturn|]\n{said}"
