@@ -14,6 +14,7 @@ from prune.document import Document
 from prune.errors import PruneError
 from prune.merging import chance, vocabulary
 from prune.merging.config import Config
+from prune.merging.heads import alike
 from prune.merging.inputs import opened
 from prune.merging.layers import stack
 from prune.merging.methods import method, names
@@ -78,12 +79,13 @@ def prepare(
     whole; `change` is done to every model that is opened here.
     """
     parsed = parse(config, names())
-    inputs = opened(parsed, models or {}, headers=headers, change=change)
+    inputs, told = alike(parsed, opened(parsed, models or {}, headers=headers, change=change))
     options = Options(seed if seed is not None else parsed.seed or 0, compat == "mergekit", device)
     aligned = vocabulary.align(parsed, inputs)
     if aligned is None:
         vocabulary.agree(parsed, inputs)
     made = plan(parsed, inputs, options, aligned[0] if aligned else None)
+    made.warnings += told
     files = vocabulary.with_template(parsed, inputs, aligned[1] if aligned else made.donor.files)
     watch = Profile.of(made) if profile else None
     tensors = Tensors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -51,6 +51,8 @@ def whole(config: Config, models: Models, donor: Model, used: ModuleType) -> Ite
                 f"{reference} has {other} layers and the others {depth}; name slices",
                 where=config.where(config.place(reference)),
             )
+    for source in own.sources:
+        _refuse_more(config, source, models[source.model].tensors.info, donor.tensors.info)
     positions = {}
     for stack in configs.stacks(donor):
         for place, layer in enumerate(stack):
@@ -68,8 +70,11 @@ def sliced(config: Config, models: Models, donor: Model, used: ModuleType) -> It
     for own in config.slices:
         _refuse_count(config, own, used)
         _refuse_ranges(config, own, models)
-    inside = {name for layer in range(donor.numbers["layers"]) for name in donor.names(layer)}
+    inside = _inside(donor)
     before, after = _around(donor, inside)
+    for own, end, names in ((config.slices[0], 0, before), (config.slices[-1], 1, after)):
+        for source in own.sources:
+            _refuse_more(config, source, _around(models[source.model], _inside(models[source.model]))[end], names)
     for name in before:
         first = config.slices[0]
         yield _tensor(config, first, name, [name] * len(first.sources), 0.0, used)
@@ -90,10 +95,30 @@ def _layer(
     config: Config, own: Slice, models: Models, step: int, path: str, u: float, used: ModuleType
 ) -> Iterator[Place]:
     olds = [models[source.model].layer((source.layers or (0, 0))[0] + step) for source in own.sources]
-    first = models[own.sources[0].model]
-    for name in first.names((own.sources[0].layers or (0, 0))[0] + step):
-        leaf = name.removeprefix(olds[0])
+    leaves = [
+        [name.removeprefix(old) for name in models[source.model].tensors.info if name.startswith(f"{old}.")]
+        for source, old in zip(own.sources, olds, strict=True)
+    ]
+    for source, old, leaf in zip(own.sources, olds, leaves, strict=True):
+        _refuse_more(config, source, [old + name for name in leaf], [old + name for name in leaves[0]])
+    for leaf in leaves[0]:
         yield _tensor(config, own, path + leaf, [old + leaf for old in olds], u, used)
+
+
+def _refuse_more(config: Config, source: Source, names: Iterable[str], wanted: Iterable[str]) -> None:
+    """PruneError for tensors of an input that the merged model has no place for."""
+    known = set(wanted)
+    extra = [name for name in names if name not in known]
+    if extra:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise PruneError(
+            f"{source.model} has the tensor {extra[0]!r}{more}, which others have not, so it would be lost",
+            where=config.where((*source.at, "model")),
+        )
+
+
+def _inside(model: Model) -> set[str]:
+    return {name for layer in range(model.numbers["layers"]) for name in model.names(layer)}
 
 
 def _around(donor: Model, inside: set[str]) -> tuple[list[str], list[str]]:

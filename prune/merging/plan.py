@@ -22,6 +22,7 @@ from prune.merging.settings import chain, refuse_idle_filters, refuse_unknown, r
 from prune.merging.stream import Job
 from prune.merging.vocabulary import Alignment, with_rows
 from prune.model import config as configs
+from prune.model import skeleton
 from prune.model.layout import stored_name
 from prune.model.model import Model
 
@@ -68,6 +69,8 @@ def plan(config: Config, models: Models, options: Options, alignment: Alignment 
     _refuse_values(config, used, tensors, values)
     out_config, architecture = _described(config, models, donor, alignment)
     jobs = {own.name: _job(config, own, values[own.name], models, options, alignment) for own in tensors}
+    if not config.whole:
+        _refuse_misfits(config, tensors, jobs, replace(donor, config=out_config, architecture=architecture))
     _set_dtype(out_config, jobs)
     _with_states(jobs, config, options)
     return Plan(
@@ -235,6 +238,26 @@ def _padded(models: Models, given: Input, shape: tuple[int, ...], wanted: tuple[
         "; where only the rows added to the vocabulary differ, tokenizer_source: base brings all to the same number,"
         " and tokenizer: {source: base, pad_to_multiple_of: ...} to a round one"
     )
+
+
+def _refuse_misfits(config: Config, tensors: Sequence[Place], jobs: Mapping[str, Job], made: Model) -> None:
+    """PruneError where the slices give other tensors than the merged model's module has."""
+    root = skeleton.skeleton(made)
+    wanted = {name: tuple(tensor.shape) for name, tensor in root.state_dict().items()}
+    for own in tensors:
+        given, needed = jobs[own.name].shape, wanted.get(own.name)
+        if given != needed:
+            instead = f"is of shape {list(needed)}" if needed else "is not there"
+            raise PruneError(
+                f"{own.name!r} would be of shape {list(given)}, and by the merged model's config it {instead}:"
+                " the slices' models are not made alike",
+                where=config.where(own.own.at),
+            )
+    lacking = [name for name in wanted if name not in jobs and name not in skeleton.tied(root)]
+    if lacking:
+        raise PruneError(
+            f"no slice gives {lacking[0]!r}, which the merged model needs", where=config.where(("slices",))
+        )
 
 
 def _base_alone() -> ModuleType:

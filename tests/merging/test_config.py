@@ -345,3 +345,69 @@ def test_errors_about_a_model_stand_where_the_config_names_it(place: Path, tmp_p
     prune.save(prune.open(tiny_model("llama", num_hidden_layers=2)), tmp_path / "short")
     said = complaint("linear", str(tmp_path / "short"), weight)
     assert said.startswith("c.yml:4:10 models[1].model: ") and "has 2 layers and the others 3" in said
+
+
+def biased(folder: Path, seed: int, **changes: Any) -> Path:
+    prune.save(prune.open(tiny_model("llama", seed=seed, **changes)), folder)
+    return folder
+
+
+@pytest.mark.parametrize("first", ["tied", "untied"])
+def test_a_model_without_a_head_reads_its_embeddings_where_others_have_one(tmp_path: Path, first: str) -> None:
+    for seed, name in enumerate(("tied", "untied")):
+        biased(tmp_path / name, seed, tie_word_embeddings=name == "tied")
+    order = [first, *({"tied", "untied"} - {first})]
+    models = [cases.weighted(str(tmp_path / name), 0.5) for name in order]
+    prepared = prepare({"merge_method": "linear", "models": models})
+    (said,) = prepared.plan.warnings
+    assert f"models[{order.index('tied')}].model" in said and "ties its head" in said
+    prune.save(prepared.model, tmp_path / "out")
+    out, tied, untied = (prune.open(tmp_path / name) for name in ("out", "tied", "untied"))
+    assert out.config.tie_word_embeddings is False
+    head, embeddings = "lm_head.weight", "model.embed_tokens.weight"
+    expected = (tied.tensors.read(embeddings) + untied.tensors.read(head)) / 2
+    torch.testing.assert_close(out.tensors.read(head), expected)
+    ids = torch.tensor([[1, 5, 9]])
+    alone = prepare(
+        {
+            "merge_method": "linear",
+            "models": [cases.weighted(str(tmp_path / "tied"), 1.0), cases.weighted(str(tmp_path / "untied"), 0.0)],
+        }
+    )
+    torch.testing.assert_close(prune.load(alone.model)(ids).logits, prune.load(tied)(ids).logits)
+
+
+def test_tensors_that_only_one_model_has_are_refused_by_name(place: Path, tmp_path: Path) -> None:
+    odd = str(biased(tmp_path / "odd", 3, attention_bias=True))
+    plain = str(place / "one")
+    said = r"models\[{}\].*has the tensor 'model.layers.0.self_attn.k_proj.bias' \(and 11 more\), which others have not, so it would be lost"
+    for number, order in enumerate(([odd, plain], [plain, odd])):
+        models = [cases.weighted(name, 0.5) for name in order]
+        keys: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": plain, "models": models}
+        with pytest.raises(PruneError, match=said.format(number)):
+            prepare(keys)
+    with pytest.raises(PruneError, match="has no tensor 'model.layers.0.self_attn.k_proj.bias'"):
+        prepare({"merge_method": "linear", "models": [cases.weighted(name, 0.5) for name in (odd, plain)]})
+
+
+def test_slices_of_models_that_are_not_made_alike_are_refused(place: Path, tmp_path: Path) -> None:
+    odd, wide = str(biased(tmp_path / "odd", 3, attention_bias=True)), str(biased(tmp_path / "wide", 3, hidden_size=56))
+    plain = str(place / "one")
+
+    def stacked(*names: str) -> Any:
+        ranges = ([0, 2], [1, 3])
+        sources = [{"sources": [{"model": name, "layer_range": own}]} for name, own in zip(names, ranges, strict=True)]
+        return prepare({"merge_method": "passthrough", "slices": sources}).plan
+
+    assert stacked(plain, str(place / "two")).layers == 4
+    with pytest.raises(PruneError, match=r"slices\[1\]: 'model.layers.2.self_attn.k_proj.bias' .*it is not there"):
+        stacked(plain, odd)
+    with pytest.raises(PruneError, match=r"no slice gives 'model.layers.2.self_attn.q_proj.bias'"):
+        stacked(odd, plain)
+    with pytest.raises(PruneError, match="are not made alike"):
+        stacked(plain, wide)
+    both = [{"model": name, "layer_range": [0, 3], "parameters": {"weight": 0.5}} for name in (plain, odd)]
+    with pytest.raises(
+        PruneError, match=r"sources\[1\].model: .* has the tensor 'model.layers.0.self_attn.k_proj.bias'"
+    ):
+        prepare({"merge_method": "linear", "slices": [{"sources": both}]})
