@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from prune.merging.block import parameters
 from prune.merging.methods import method
 
 STEP = 0.25  # of a first proposal, where weights go from 0 to 1
+WORST = 1e100  # what CMA-ES is told of a candidate that has no measurement: finite, or it stops
 IN, OUT, BORDER = 0.75, 0.25, 0.5  # of a layer's variable: there, not there, and what divides the two
 
 
@@ -112,10 +114,22 @@ def search(
     """The vector of numbers from 0 to 1 with the least measurement among `budget` candidates, the first being `start`.
 
     Candidates in `log`, a JSON object a line, are not measured again: proposals follow from the seed and what was
-    measured, so a search that goes on proposes the same ones. `tried` is called after each.
+    measured, so a search that goes on proposes the same ones. `tried` is called after each. A candidate that cannot be
+    merged or measured has the value None and the `reason`, and is the worst there is; `start` must be measured.
     """
     known = _known(log)
     candidates: list[dict[str, Any]] = []
+
+    def measured(vector: list[float]) -> dict[str, Any]:
+        try:
+            value = measure(vector)
+            if not isfinite(value):
+                raise PruneError(f"measured {value:g}", where="search")
+        except PruneError as error:
+            if not candidates:
+                raise
+            return {"value": None, "reason": str(error)}
+        return {"value": value}
 
     def tell(vector: Sequence[float]) -> float:
         rounded = [round(min(max(float(number), 0.0), 1.0), 6) for number in vector]
@@ -123,17 +137,17 @@ def search(
         if number < len(known) and known[number]["parameters"] == rounded:
             entry = known[number]
         else:
-            entry = {"number": number, "parameters": rounded, "value": measure(rounded)}
+            entry = {"number": number, "parameters": rounded, **measured(rounded)}
             if log:
                 _append(log, entry, number)
         candidates.append(entry)
         tried()
-        return float(entry["value"])
+        return WORST if entry["value"] is None else float(entry["value"])
 
     tell(start)
     for proposals, answer in _proposals(start, budget - 1, seed):
         answer([tell(proposal[: len(start)]) for proposal in proposals])
-    best = min(candidates, key=lambda entry: entry["value"])
+    best = min((entry for entry in candidates if entry["value"] is not None), key=lambda entry: entry["value"])
     return Found(best["parameters"], best["value"], candidates)
 
 

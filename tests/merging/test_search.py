@@ -46,6 +46,39 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_candidates(tmp_path: Pa
     assert [json.loads(line) for line in log.read_text().splitlines()] == whole.candidates
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_candidates_that_cannot_be_merged_are_the_worst_and_not_the_end(tmp_path: Path, count: int) -> None:
+    """The least lies where weights are zero."""
+    calls: list[list[float]] = []
+    log = tmp_path / "candidates.jsonl"
+
+    def measure(vector: list[float]) -> float:
+        calls.append(vector)
+        if not all(vector):
+            raise PruneError("a weight is zero")
+        return float("nan") if min(vector) > 0.9 else sum(vector)
+
+    found = search([0.5] * count, measure, budget=150, seed=0, log=log)
+    failed = [entry for entry in found.candidates if entry["value"] is None]
+    assert len(found.candidates) == 150 and 0 < found.value < 0.05
+    assert any(entry["reason"] == "a weight is zero" for entry in failed)
+    kept = log.read_text().splitlines()
+    last = failed[-1]["number"]
+    log.write_text("".join(f"{line}\n" for line in kept[: last + 1]))
+    calls.clear()
+    assert search([0.5] * count, measure, budget=150, seed=0, log=log) == found
+    assert len(calls) == 150 - last - 1 and log.read_text().splitlines() == kept
+
+
+def test_a_start_that_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+    def measure(_: list[float]) -> float:
+        raise PruneError("does not merge")
+
+    with pytest.raises(PruneError, match="does not merge"):
+        search([0.5], measure, budget=3, seed=0, log=tmp_path / "candidates.jsonl")
+    assert not (tmp_path / "candidates.jsonl").exists()
+
+
 def document(**keys: object) -> Document:
     return Document("c", {"merge_method": "ties", "base_model": "base", "models": [{"model": "base"}, *MODELS], **keys})
 

@@ -53,11 +53,17 @@ def _search(number: int, found: dict[str, Any]) -> list[Block]:
         f"Step {number} tried {len(tried)} merges: {measure} {tried[0]['value']:.4g} at the start, {best:.4g} at best."
     )
     rows = [
-        (str(own["number"]), f"{own['value']:.4g}", _flat(own.get("weights") or []), _flat(own.get("layers") or []))
+        (str(own["number"]), _measured(own), _flat(own.get("weights") or []), _flat(own.get("layers") or []))
         for own in tried
     ]
     head = ("candidate", measure, "weights of each model", "layers")
     return [Prose(said), Rows(Table(head, rows, frozenset({1})), "Every candidate")]
+
+
+def _measured(candidate: Mapping[str, Any]) -> str:
+    """What a candidate measured, or why it has no measurement."""
+    value = candidate["value"]
+    return str(candidate.get("reason", "")) if value is None else f"{value:.4g}"
 
 
 def _flat(value: Any) -> str:
