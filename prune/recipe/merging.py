@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from prune import files
 from prune.errors import PruneError
 from prune.merging import chart
+from prune.merging.config import Config
 from prune.merging.inputs import folder as folder_of
 from prune.merging.merge import Merged, needs, prepare, refuse_too_large
 from prune.model.memory import release
@@ -17,6 +19,8 @@ from prune.model.save import write
 from prune.progress import Progress
 from prune.recipe.keys import FORMAT, versions
 from prune.recipe.output import seal
+
+MODELS = ("model", "base_model", "lora", "path", "tokenizer_source", "source")  # keys of a config that may name one
 
 
 def merge(
@@ -72,8 +76,9 @@ def merge(
 
 def _content(merged: Merged, found: dict[str, Any], *, seed: int, device: str) -> dict[str, Any]:
     """What prune.json says: what a recipe of this one step would, so that the same page can be drawn from it."""
+    value = merged.config.document.value
     options = {
-        name: value for name, value in merged.config.document.value.items() if name not in ("name", "random_seed")
+        name: _found(given, merged.config, name) for name, given in value.items() if name not in ("name", "random_seed")
     }
     if merged.record["compat"]:
         options["compat"] = merged.record["compat"]
@@ -82,6 +87,8 @@ def _content(merged: Merged, found: dict[str, Any], *, seed: int, device: str) -
     donor = merged.plan.donor.tensors
     record = {name: found[name] for name in kept}
     record |= {"parameters": [donor.parameters, found["parameters"]], "bytes": [donor.bytes, found["bytes"]]}
+    named = {name: _found(record["merge"][name], merged.config, "model") for name in ("inputs", "base")}
+    record["merge"] = {**record["merge"], **named}
     step = {"word": "merge", "options": options, "record": record, "warnings": found["warnings"]}
     return {
         "format": files.MARK,
@@ -93,6 +100,23 @@ def _content(merged: Merged, found: dict[str, Any], *, seed: int, device: str) -
         "versions": versions(),
         "steps": [step],
     }
+
+
+def _found(value: Any, config: Config, key: str = "") -> Any:
+    """A part of a config whose models, named from beside its file, are named from here: a recipe has no such file."""
+    if isinstance(value, Mapping):
+        return {name: _found(inner, config, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_found(inner, config, key) for inner in value]
+    word = key in ("tokenizer_source", "source") and value in ("union", "base")
+    return _spelt(value, config) if key in MODELS and isinstance(value, str) and not word else value
+
+
+def _spelt(value: str, config: Config) -> str:
+    """`path`, `path@revision` or `path+adapter` with its folders as they are found from here."""
+    ends = [value] if Path(value).exists() or folder_of(value, config) != value else value.split("+")
+    parts = [end.partition("@") if folder_of(end, config) == end else (end, "", "") for end in ends]
+    return "+".join(f"{folder_of(path, config)}{at}{revision}" for path, at, revision in parts)
 
 
 def _refuse_full(merged: Merged, target: Path) -> None:
