@@ -18,7 +18,7 @@ from prune.errors import PruneError
 from prune.recipe.load import Recipe, Step
 
 FORMAT = 1  # of prune.json and of the step folders; another number makes every key another
-# What computes, what cuts text into tokens and reads it, and what writes files.
+# What computes, what proposes and chooses, what cuts text into tokens and reads it, and what writes files.
 _DECIDE = (
     "torch",
     "transformers",
@@ -26,9 +26,15 @@ _DECIDE = (
     "datasets",
     "safetensors",
     "numpy",
+    "scipy",
     "accelerate",
     "peft",
     "trl",
+    "cma",
+    "lm_eval",
+    "datasketch",
+    "torch-pruning",
+    "gguf",
     "onnx",
     "onnxscript",
     "onnxruntime",
