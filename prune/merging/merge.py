@@ -90,9 +90,9 @@ def prepare(
     watch = Profile.of(made) if profile else None
     tensors = Tensors(
         {name: Info(job.shape, job.out) for name, job in made.jobs.items()},
-        lambda name: compute(made.jobs[name], watch.see if watch else None),
+        lambda name: compute(made.jobs[name], watch.watch(name) if watch else None),
         threads=max(os.cpu_count() or 1, 1),
-        stream=lambda name: pieces(made.jobs[name], watch.see if watch else None),
+        stream=lambda name: pieces(made.jobs[name], watch.watch(name) if watch else None),
     )
     model = replace(
         made.donor,

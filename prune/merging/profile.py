@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations, combinations_with_replacement
+from math import prod
 from pathlib import PurePath
 from typing import Any
 
@@ -23,20 +24,22 @@ class Sums:
     """Over a tensor, or those of a layer: inner products of the changes, entries, and entries whose signs differ."""
 
     products: torch.Tensor
-    entries: int = 0
-    conflicts: int = 0
+    entries: int
+    conflicts: int
 
 
 @dataclass
 class Profile:
     """Sums by tensor, gathered while the merge goes over the blocks; changes are from the base, else from the first.
 
-    A tensor is computed by one thread, so no two add to the same sums.
+    A tensor may be computed more than once, and by several threads at a time: each gathers sums of its own, which
+    count once they are those of the whole tensor.
     """
 
     layers: dict[str, str]  # tensor -> layer
     order: list[str]
     inputs: dict[str, list[str]]
+    entries: dict[str, int]  # of each tensor
     sums: dict[str, Sums] = field(default_factory=dict)
 
     @classmethod
@@ -52,22 +55,22 @@ class Profile:
             name: next((layer for path, layer in paths.items() if name.startswith(path)), OTHER) for name in plan.jobs
         }
         inputs = {name: [str(given.source.model) for given in place.inputs] for name, place in plan.places.items()}
-        return cls(layers, order, inputs)
+        return cls(layers, order, inputs, {name: prod(job.shape) for name, job in plan.jobs.items()})
 
-    def see(self, name: str, block: Block) -> None:
-        """Adds one block of a tensor."""
-        tensors = list(block.tensors)
-        rows = block.deltas if block.base is not None else [tensor - tensors[0] for tensor in tensors[1:]]
-        if not rows:
-            return
-        flat = [row.reshape(-1).float() for row in rows]
-        products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-        for i, j in combinations_with_replacement(range(len(flat)), 2):
-            products[i, j] = products[j, i] = float(torch.dot(flat[i], flat[j]))
-        own = self.sums.setdefault(name, Sums(torch.zeros_like(products)))
-        own.products = own.products + products
-        own.entries += len(flat[0])
-        own.conflicts += _conflicts(flat) if len(flat) > 1 else 0
+    def watch(self, name: str) -> Callable[[Block], None] | None:
+        """What is to see every block of a tensor once, while it is computed; None where that has been done."""
+        if name in self.sums:
+            return None
+        gathered: list[Sums] = []
+
+        def see(block: Block) -> None:
+            seen = _sums(block)
+            if seen is not None:
+                gathered.append(seen)
+                if sum(own.entries for own in gathered) == self.entries[name]:
+                    self.sums[name] = _together(gathered)
+
+        return see
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer: delta_norm by model, cosine (mean over pairs; None for one), sign_conflicts (a share)."""
@@ -93,8 +96,7 @@ class Profile:
         parts = [own for own in parts if own.products.shape == parts[0].products.shape]
         if not parts:
             return None
-        products = torch.stack([own.products for own in parts]).sum(dim=0)
-        return Sums(products, sum(own.entries for own in parts), sum(own.conflicts for own in parts))
+        return _together(parts)
 
     def _labels(self, layer: str, count: int) -> list[str]:
         """The ends of the models' names, which tell them apart; those that stand twice are numbered."""
@@ -102,6 +104,24 @@ class Profile:
         ends = [PurePath(name).name for name in names]
         ends = ends if len(set(ends)) == len(set(names)) else names
         return [end if ends.count(end) == 1 else f"{end} ({place})" for place, end in enumerate(ends, 1)]
+
+
+def _sums(block: Block) -> Sums | None:
+    """Those of one block; None where nothing changes."""
+    tensors = list(block.tensors)
+    rows = block.deltas if block.base is not None else [tensor - tensors[0] for tensor in tensors[1:]]
+    if not rows:
+        return None
+    flat = [row.reshape(-1).float() for row in rows]
+    products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for i, j in combinations_with_replacement(range(len(flat)), 2):
+        products[i, j] = products[j, i] = float(torch.dot(flat[i], flat[j]))
+    return Sums(products, len(flat[0]), _conflicts(flat) if len(flat) > 1 else 0)
+
+
+def _together(parts: Sequence[Sums]) -> Sums:
+    products = torch.stack([own.products for own in parts]).sum(dim=0)
+    return Sums(products, sum(own.entries for own in parts), sum(own.conflicts for own in parts))
 
 
 def _conflicts(flat: Sequence[torch.Tensor]) -> int:

@@ -20,7 +20,7 @@ from prune.model.tensors import Part, finite
 
 HELD = 2**22  # entries
 Reader = Callable[[], Part]  # opens one input's tensor for reading in parts
-Watch = Callable[[str, Block], None]  # sees every block of a tensor once
+Watch = Callable[[Block], None]  # sees every block of a tensor once
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Job:
 
 
 def compute(job: Job, watch: Watch | None = None) -> Tensor:
-    """The merged tensor, on the CPU. `watch` is shown each block once, with the tensor's name."""
+    """The merged tensor, on the CPU. `watch` is shown each block once."""
     result, at = torch.empty(prod(job.shape), dtype=job.out), 0
     for piece in pieces(job, watch):
         result[at : at + len(piece)] = piece
@@ -66,7 +66,7 @@ def pieces(job: Job, watch: Watch | None = None) -> Iterator[Tensor]:
     facts = job.method.measure(blocks, **values) if hasattr(job.method, "measure") else None
     for block in blocks:
         if watch:
-            watch(job.name, block)
+            watch(block)
         merged = job.method.merge(block, facts, **values).to(job.dtype)
         yield finite(job.name, merged.reshape(-1).to(device="cpu", dtype=job.out), "the merged model")
 

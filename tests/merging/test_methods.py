@@ -13,6 +13,7 @@ from prune.merging import chance
 from prune.merging.block import Block, keywords, parameters
 from prune.merging.blocks import Blocks
 from prune.merging.methods import method, names
+from prune.merging.profile import Profile
 from prune.merging.stream import Job, compute
 
 SHAPE = (24, 20)
@@ -352,3 +353,25 @@ def test_changes_as_large_as_the_bound_stay(bound: float, dtype: torch.dtype) ->
 def test_lambda_is_spelt_without_its_stroke() -> None:
     assert "lambda" in parameters(method("ties"))
     assert keywords({"lambda": 1.0}) == {"lambda_": 1.0}
+
+
+def test_a_tensor_that_is_computed_twice_at_once_is_measured_once() -> None:
+    profile = Profile({"w": "0"}, ["0"], {"w": ["a", "b"]}, {"w": 480})
+    base, a, b = tensors()
+
+    def block(start: int, stop: int) -> Block:
+        one, two, zero = (tensor.reshape(-1)[start:stop] for tensor in (a, b, base))
+        return Block([one, two], zero, lambda *_: zero)
+
+    first, second, stopped = (profile.watch("w") for _ in range(3))
+    assert first and second and stopped
+    stopped(block(0, 240))
+    assert profile.rows() == []
+    for see in (first, second):
+        see(block(0, 240))
+    for see in (second, first):
+        see(block(240, 480))
+    assert profile.watch("w") is None
+    (row,) = profile.rows()
+    wanted = {"a": float((a - base).norm()), "b": float((b - base).norm())}
+    assert row["delta_norm"] == pytest.approx(wanted, rel=1e-5)
