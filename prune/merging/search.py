@@ -10,15 +10,18 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prune.document import Document
 from prune.errors import PruneError, need
 from prune.merging.block import parameters
-from prune.merging.methods import method
+from prune.merging.methods import method, names
+from prune.merging.parse import parse
 
 STEP = 0.25  # of a first proposal, where weights go from 0 to 1
 WORST = 1e100  # what CMA-ES is told of a candidate that has no measurement: finite, or it stops
@@ -37,10 +40,21 @@ class Space:
     repeat: int
 
     def start(self) -> list[float]:
-        """All inputs alike, and each layer once in its place: the first candidate."""
-        first = 0.5 if not self.inputs or self.parameter == "t" else 1.0 / max(self.inputs, 1)
+        """The first candidate: the config's own numbers, else all inputs alike, and each layer once in its place."""
         path = [IN if place < self.layers else OUT for place in range(self.layers * self.repeat)]
-        return [first] * (self.points * self.inputs) + path
+        return [number for row in self._rows() for number in row] + path
+
+    def bounds(self) -> tuple[float, float]:
+        """What candidates lie between: 0 and 1, or as far as the config's own numbers go."""
+        numbers = [number for row in self._rows() for number in row]
+        return min([0.0, *numbers]), max([1.0, *numbers])
+
+    def _rows(self) -> list[list[float]]:
+        """The weights of each input over the layers, at the start."""
+        if not self.inputs:
+            return []
+        alike = 0.5 if self.parameter == "t" else 1.0 / self.inputs
+        return [_along(setting, self.points, alike) for setting in _own(self.document.value, self.parameter)]
 
     def config(self, vector: Sequence[float]) -> Document:
         """The merge config with a candidate's weights in it."""
@@ -51,11 +65,14 @@ class Space:
         ]
         setting: list[Any] = [row[0] if len(row) == 1 else row for row in rows]
         if self.parameter == "t" and setting:
+            for scope in (*(value.get("slices") or ()), *(value.get("modules") or {}).values()):
+                for inner in (scope, *(scope.get("slices") or ())):
+                    (inner.get("parameters") or {}).pop("t", None)  # it would count for more
             value["parameters"] = {**(value.get("parameters") or {}), "t": setting[0]}
-            return Document(self.document.name, value)
-        for entry, own in zip(_entries(value) if setting else (), setting, strict=True):
+            setting = []
+        for (entry, _), own in zip(_entries(value) if setting else (), setting, strict=True):
             entry["parameters"] = {**(entry.get("parameters") or {}), self.parameter: own}
-        return Document(self.document.name, value)
+        return replace(self.document, value=value)
 
     def told(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """A candidate for the record: number, value, the weights of each input over the layers, the layers in order."""
@@ -77,20 +94,51 @@ def space(document: Document, *, weights: int, layers: int, depth: int) -> Space
     name = next((name for name in ("weight", "t") if name in taken), "")
     if weights and not name:
         raise PruneError(f"{document.value['merge_method']} has no weights to search", where="search")
-    inputs = (1 if name == "t" else sum(1 for _ in _entries(dict(document.value)))) if weights else 0
+    inputs = (1 if name == "t" else sum(1 for _ in _entries(document.value))) if weights else 0
     found = Space(document, name, weights, inputs, depth, layers)
     if not found.start():
         raise PruneError("give weights or layers at least 1, or there is nothing to search", where="search")
     return found
 
 
-def _entries(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every input of a config that has a weight."""
+def started(document: Document, *, weights: int) -> Document:
+    """The config as a search of weights starts from it: those that it lacks are filled in."""
+    parse(document, names())
+    if not weights:
+        return document
+    found = space(document, weights=weights, layers=0, depth=0)
+    return found.config(found.start())
+
+
+def _entries(value: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
+    """Every input of a config that has a weight, and what holds settings for it, what counts most first."""
     base = value.get("base_model") if method(value["merge_method"]).BASE != "input" else None
     inside = next(iter(value["modules"].values())) if value.get("modules") else value
-    lists = [inside["models"]] if inside.get("models") else [own["sources"] for own in inside.get("slices") or ()]
-    for entries in lists:
-        yield from (entry for entry in entries if base is None or entry["model"] != base)
+    lists = [(inside["models"], [])] if inside.get("models") else []
+    lists = lists or [(own["sources"], [own]) for own in inside.get("slices") or ()]
+    for entries, around in lists:
+        yield from (
+            (entry, [entry, *around, inside, value]) for entry in entries if base is None or entry["model"] != base
+        )
+
+
+def _own(value: Mapping[str, Any], name: str) -> list[Any]:
+    """What a config says of a parameter of each input, or once for all of `t`; None where it says nothing."""
+    said = [
+        next((scope["parameters"][name] for scope in scopes if name in (scope.get("parameters") or {})), None)
+        for _, scopes in _entries(value)
+    ]
+    return said[:1] if name == "t" else said
+
+
+def _along(setting: Any, points: int, otherwise: float) -> list[float]:
+    """A number, or a list of them, as `points` numbers over the layers; filters, and nothing, are `otherwise`."""
+    try:
+        numbers = [float(number) for number in (setting if isinstance(setting, list) else [setting])]
+    except (TypeError, ValueError):
+        return [otherwise] * points
+    there, wanted = np.linspace(0, 1, len(numbers)), np.linspace(0, 1, points)
+    return [round(float(number), 6) for number in np.interp(wanted, there, numbers)]
 
 
 @dataclass(frozen=True)
@@ -108,10 +156,11 @@ def search(
     *,
     budget: int,
     seed: int,
+    bounds: tuple[float, float] = (0.0, 1.0),
     log: Path | None = None,
     tried: Callable[[], None] = lambda: None,
 ) -> Found:
-    """The vector of numbers from 0 to 1 with the least measurement among `budget` candidates, the first being `start`.
+    """The vector of numbers within bounds that measures least among `budget` candidates, the first being `start`.
 
     Candidates in `log`, a JSON object a line, are not measured again: proposals follow from the seed and what was
     measured, so a search that goes on proposes the same ones. `tried` is called after each. A candidate that cannot be
@@ -132,7 +181,7 @@ def search(
         return {"value": value}
 
     def tell(vector: Sequence[float]) -> float:
-        rounded = [round(min(max(float(number), 0.0), 1.0), 6) for number in vector]
+        rounded = [round(min(max(float(number), bounds[0]), bounds[1]), 6) for number in vector]
         number = len(candidates)
         if number < len(known) and known[number]["parameters"] == rounded:
             entry = known[number]
@@ -145,14 +194,14 @@ def search(
         return WORST if entry["value"] is None else float(entry["value"])
 
     tell(start)
-    for proposals, answer in _proposals(start, budget - 1, seed):
+    for proposals, answer in _proposals(start, budget - 1, seed, bounds):
         answer([tell(proposal[: len(start)]) for proposal in proposals])
     best = min((entry for entry in candidates if entry["value"] is not None), key=lambda entry: entry["value"])
     return Found(best["parameters"], best["value"], candidates)
 
 
 def _proposals(
-    start: Sequence[float], budget: int, seed: int
+    start: Sequence[float], budget: int, seed: int, bounds: tuple[float, float]
 ) -> Iterator[tuple[list[Sequence[float]], Callable[[list[float]], None]]]:
     """Generations of candidates, each with what to call with their measurements; the last is cut to the budget."""
     need("cma", "search", what="searching", where="search")
@@ -160,7 +209,7 @@ def _proposals(
         warnings.simplefilter("ignore")
         import cma
     padded = [*start, 0.5] if len(start) == 1 else [*start]  # it does not search along a line
-    settings = {"seed": seed + 1, "bounds": [0, 1], "verbose": -9, "verb_log": 0, "verb_disp": 0}
+    settings = {"seed": seed + 1, "bounds": [*bounds], "verbose": -9, "verb_log": 0, "verb_disp": 0}
     strategy = cma.CMAEvolutionStrategy(padded, STEP, settings)
     while budget > 0:
         asked = strategy.ask()

@@ -46,10 +46,12 @@ def searched(
     merged: Merged,
     document: Document,
     wanted: Search,
-    named: Mapping[str, Model],
     settings: Mapping[str, Any],
 ) -> tuple[Document, list[int] | None]:
-    """The config that measured best, and the order of layers (None: as they are). Writes down every candidate."""
+    """The config that measured best, and the order of layers (None: as they are). Writes down every candidate.
+
+    `settings` are the options of `prepare` with which `merged` was made.
+    """
     found_space = space(
         document,
         weights=wanted.get("weights", 1),
@@ -69,14 +71,20 @@ def searched(
         return document, None
 
     def measure(vector: list[float]) -> float:
-        made = prepare(found_space.config(vector), models=named, **settings)
+        made = prepare(found_space.config(vector), **settings)
         path = found_space.path(vector)
         return _measured(run, made.model if path is None else made.stacked(path).model, wanted)
 
     with run.track("candidates", budget) as advance:
         tried: Callable[[], None] = advance
         found = search(
-            found_space.start(), measure, budget=budget, seed=run.seed, log=run.unfinished / LOG, tried=tried
+            found_space.start(),
+            measure,
+            budget=budget,
+            seed=run.seed,
+            bounds=found_space.bounds(),
+            log=run.unfinished / LOG,
+            tried=tried,
         )
     path = found_space.path(found.vector)
     run.record["search"] = {

@@ -10,7 +10,8 @@ from prune import forecast
 from prune.document import Document, read
 from prune.errors import PruneError
 from prune.merging import chart, prints
-from prune.merging.merge import Merged, needs, prepare
+from prune.merging.merge import Merged, needs, prepare, refuse_too_large
+from prune.merging.search import started
 from prune.model.model import Model
 from prune.remove.cut import cut
 from prune.run import Run
@@ -33,6 +34,7 @@ def merge(
     tokenizer_source: str | dict | None = None,
     tokenizer: dict | None = None,
     chat_template: str | None = None,
+    random_seed: int | None = None,
     compat: Literal["mergekit"] | None = None,
     cut_alike: bool = False,
     search: Search | None = None,
@@ -52,6 +54,7 @@ def merge(
     tokenizer_source: whose tokens the result has: `union`, `base` or a model; needed where the vocabularies differ.
     tokenizer: the same with more to say: `source`, `tokens`, `pad_to_multiple_of`.
     chat_template: a Jinja template, `auto`, or one of chatml, alpaca, exaone, llama3, mistral.
+    random_seed: of random masks; the recipe's seed when left out.
     compat: `mergekit` computes in dtype and draws masks as mergekit 0.1.5 does, to the last bit.
     cut_alike: cut every model but `current` as the removal steps before this one cut the recipe's model.
     search: look for what measures best (CMA-ES): `weights` (how many over the layers of each model), `layers` (how
@@ -72,26 +75,33 @@ def merge(
             "tokenizer_source": tokenizer_source,
             "tokenizer": tokenizer,
             "chat_template": chat_template,
+            "random_seed": random_seed,
         }
     )
     if config is not None and keys:
         raise PruneError(f"a config says it all; take away {', '.join(keys)}", where="config")
     document = read(config, aliases=True) if config is not None else Document("merge", keys)
-    named = {"current": run.model, "original": run.original}
-    settings: dict[str, Any] = {"seed": run.seed, "compat": compat, "device": run.device}
-    change = _alike(run) if cut_alike else None
-    merged = prepare(document, models=named, change=change, profile=True, headers=run.dry, **settings)
+    settings: dict[str, Any] = {
+        "models": {"current": run.model, "original": run.original},
+        "seed": run.seed if document.value.get("random_seed") is None else None,
+        "compat": compat,
+        "device": run.device,
+        "change": _alike(run) if cut_alike else None,
+    }
+    first = document if search is None else started(document, weights=search.get("weights", 1))
+    merged = prepare(first, profile=True, headers=run.dry, **settings)
     run.warnings += merged.plan.warnings
     run.record["merge"] = merged.record
     _record_sizes(run, merged.model)
     if run.dry:
         run.record["needs"] = forecast.together(needs(merged))
         if search is not None:
-            searched(run, merged, document, search, named, settings)
+            searched(run, merged, document, search, settings)
         return
+    refuse_too_large(merged)
     if search is not None:
-        document, path = searched(run, merged, document, search, named, settings)
-        merged = prepare(document, models=named, change=change, profile=True, **settings)
+        document, path = searched(run, merged, document, search, settings)
+        merged = prepare(document, profile=True, **settings)
         merged = merged if path is None else merged.stacked(path)
         _record_sizes(run, merged.model)
     run.model = merged.model

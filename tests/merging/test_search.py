@@ -9,7 +9,7 @@ import pytest
 
 from prune.document import Document
 from prune.errors import PruneError
-from prune.merging.search import search, space
+from prune.merging.search import search, space, started
 
 
 def bowl(vector: list[float]) -> float:
@@ -100,6 +100,35 @@ def test_weights_go_to_every_model_but_the_base() -> None:
 def test_slerp_is_searched_by_its_t() -> None:
     found = space(document(merge_method="slerp", models=MODELS), weights=3, layers=0, depth=4)
     assert found.config([0.1, 0.2, 0.3]).value["parameters"] == {"t": [0.1, 0.2, 0.3]}
+
+
+def test_a_search_starts_from_the_configs_own_numbers() -> None:
+    models = [{"model": "a", "parameters": {"weight": [0.1, "0.3"]}}, {"model": "b", "parameters": {"weight": 0.8}}]
+    found = space(document(models=models), weights=3, layers=0, depth=4)
+    assert found.start() == [0.1, 0.2, 0.3, 0.8, 0.8, 0.8] and found.bounds() == (0.0, 1.0)
+    wide = space(document(parameters={"weight": 1.5}), weights=1, layers=0, depth=4)
+    assert wide.start() == [1.5, 1.5] and wide.bounds() == (0.0, 1.5)
+    filters = [{"filter": "mlp", "value": 0.2}, {"value": 0.4}]
+    assert space(document(parameters={"weight": filters}), weights=1, layers=0, depth=4).start() == [0.5, 0.5]
+    t = space(document(merge_method="slerp", parameters={"t": 0.2}), weights=2, layers=0, depth=4)
+    assert t.start() == [0.2, 0.2]
+    sources = {"sources": [{"model": "base"}, {"model": "a"}], "parameters": {"t": 0.7}}
+    sliced = Document("c", {"merge_method": "slerp", "base_model": "base", "slices": [sources]})
+    inner = space(sliced, weights=1, layers=0, depth=4)
+    assert inner.start() == [0.7]
+    made = inner.config([0.1]).value
+    assert made["parameters"] == {"t": 0.1} and made["slices"][0]["parameters"] == {}
+
+
+def test_weights_that_a_config_lacks_are_filled_in() -> None:
+    made = started(document(), weights=1).value["models"]
+    assert [own.get("parameters", {}).get("weight") for own in made] == [None, 0.5, 0.5]
+    assert started(document(), weights=0) == document()
+
+
+def test_candidates_go_as_far_as_the_bounds() -> None:
+    found = search([1.5], lambda vector: abs(vector[0] - 1.9), budget=60, seed=0, bounds=(-0.5, 2.0))
+    assert found.vector == pytest.approx([1.9], abs=0.05)
 
 
 def test_paths_start_as_the_model_is_and_repeat_layers() -> None:

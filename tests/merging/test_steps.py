@@ -200,6 +200,78 @@ def test_search_measures_no_worse_than_its_start_and_goes_on_where_it_was_stoppe
     assert files.sha256("again/model.safetensors") == files.sha256("whole/model.safetensors")
 
 
+def test_the_order_of_layers_is_searched_among_models_that_were_cut_alike(
+    place: Path,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Measured by what wants many layers, and cannot measure where the first does not stand first."""
+    from prune.steps import _search
+
+    def measured(_: Any, model: prune.Model, wanted: Any) -> float:  # noqa: ARG001
+        first = model.tensors.read("model.layers.0.mlp.up_proj.weight")
+        if not torch.equal(first, lowest[0]):
+            raise PruneError("the first layer is another")
+        return 10.0 - model.numbers["layers"]
+
+    def lowest_of(step: dict[str, Any]) -> torch.Tensor:
+        apply(recipe(cut, {"merge": step}), output="plain")
+        return prune.open("plain").tensors.read("model.layers.0.mlp.up_proj.weight")
+
+    cut = {"remove": {"what": "channels", "ratio": 0.5, "criterion": "magnitude"}}
+    step = ties(base_model="current", cut_alike=True)
+    lowest = [lowest_of(step)]
+    monkeypatch.setattr(_search, "_measured", measured)
+    looked = {"weights": 0, "layers": 2, "metric": "task", "task": "arc_easy", "budget": 12}
+    monkeypatch.setattr(_search.harness, "check", lambda _: None)
+    asked = recipe(cut, {"merge": {**step, "search": looked}})
+    assert check(asked).steps[1]["record"]["merge"]["method"] == "ties"
+    result = apply(asked)
+    found = result.steps[1]["record"]["search"]
+    path = found["best"]["layers"]
+    assert found["candidates"][0]["layers"] == [0, 1, 2] and len(path) > 3
+    reasons = {own.get("reason") for own in found["candidates"] if own["value"] is None}
+    assert reasons == {"the first layer is another"} and "the first layer is another" in page("out")
+    out, plain = prune.open("out"), prune.open("plain")
+    assert out.numbers["layers"] == len(path) == out.config.num_hidden_layers
+    assert all(
+        torch.equal(out.tensors.read(f"model.layers.{new}.{leaf}"), plain.tensors.read(f"model.layers.{old}.{leaf}"))
+        for new, old in enumerate(path)
+        for leaf in ("mlp.up_proj.weight", "self_attn.q_proj.weight", "input_layernorm.weight")
+    )
+    once = {row["layer"]: row["delta_norm"] for row in files.manifest("plain")["steps"][1]["record"]["merge"]["layers"]}
+    assert all(row["delta_norm"] == once[row["layer"]] for row in result.steps[1]["record"]["merge"]["layers"])
+
+
+def page(folder: str) -> str:
+    return Path(folder, "report/index.html").read_text()
+
+
+def test_a_search_fills_in_the_weights_and_its_layers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("def f(x):\n    return x\n" * 200)
+    looked = {"weights": 1, "layers": 2, "data": "text.txt", "samples": 1, "length": 16, "budget": 3}
+    step = {"merge_method": "linear", "models": [{"model": "bundled"}], "search": looked}
+    found = apply({"model": "bundled", "output": "out", "steps": [{"merge": step}]}).steps[0]["record"]["search"]
+    assert found["candidates"][0]["weights"] == [[1.0]] and found["best"]["value"] <= found["start"]
+    model = AutoModelForCausalLM.from_pretrained("out")
+    assert model.config.num_hidden_layers == len(found["best"]["layers"])
+    assert torch.isfinite(model(torch.tensor([[1, 5, 9]])).logits).all()
+
+
+def test_the_seed_of_a_config_is_the_seed_of_its_masks(place: Path) -> None:
+    keys = ties(merge_method="dare_ties", random_seed=9)
+    Path("c.yml").write_text(json.dumps(keys))
+    for output, step in (("filed", {"config": "c.yml"}), ("inline", keys)):
+        masks = apply(recipe({"merge": step}, seed=4), output=output).steps[0]["record"]["merge"]["masks"]
+        assert masks["seed"] == 9
+    assert cli.run(["merge", "c.yml", str(place / "commanded"), "--no-report"]) == 0
+    own = {files.sha256(f"{name}/model.safetensors") for name in ("filed", "inline", "commanded")}
+    assert len(own) == 1
+    other = {key: value for key, value in keys.items() if key != "random_seed"}
+    record = apply(recipe({"merge": other}, seed=4), output="other").steps[0]["record"]["merge"]
+    assert record["masks"]["seed"] == 4
+
+
 def test_a_task_of_lm_eval_is_searched_by_its_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     from prune.steps import _search
 
@@ -251,6 +323,23 @@ def test_what_the_command_recorded_is_a_recipe_that_makes_the_same_bytes(place: 
     assert files.sha256("again/model.safetensors") == files.sha256("out/model.safetensors")
 
 
+def test_models_named_from_beside_the_config_are_recorded_as_they_are_found(place: Path) -> None:
+    cases.adapter(place / "models/lora")
+    keys = ties(
+        base_model={"model": {"path": "base"}}, models=[cases.weighted(name, 0.5) for name in ("one", "two+lora")]
+    )
+    Path("models/c.yml").write_text(json.dumps(keys | {"tokenizer_source": None}))
+    assert cli.run(["merge", "models/c.yml", "out"]) == 0
+    manifest = files.manifest("out")
+    (step,) = manifest["recipe"]["steps"]
+    named = [own["model"] for own in step["merge"]["models"]]
+    assert named == ["models/one", "models/two+models/lora"]
+    assert manifest["steps"][0]["record"]["merge"]["inputs"] == ["models/base", *named]
+    assert "weight 0.5" in page("out")
+    apply({**manifest["recipe"], "output": "again"})
+    assert files.sha256("again/model.safetensors") == files.sha256("out/model.safetensors")
+
+
 def test_the_command_grows_a_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files.names(place)
     assert cli.run(["upscale", "models/base", "grown", "--layers", "0-1,1-2", "--dry-run"]) == 0
@@ -282,6 +371,9 @@ def test_memory_and_disk_that_will_not_do_are_told_before(place: Path, monkeypat
     monkeypatch.setattr("prune.merging.merge.available", lambda _: 1000)
     with pytest.raises(PruneError, match="GB of memory"):
         merging.merge(place / "c.yml", place / "out")
+    monkeypatch.chdir(place)
+    with pytest.raises(PruneError, match="GB of memory"):
+        apply(recipe({"merge": ties()}))
 
 
 def test_real_fine_tunes_merge_below_the_base_on_both_of_their_domains(fixtures_folder: Path) -> None:
