@@ -43,9 +43,7 @@ def job(model: Any, text: Any, target: str | None) -> Any:
     if target is not None:
         choosing = Choosing("wanda", {}, {"ratio": RATIO})
         changes = Changes.large(model.tensors.bytes)
-        return score_and_refit(
-            model, found, text, choosing, target=target, changes=changes, dtype=torch.float32
-        ).model
+        return score_and_refit(model, found, text, choosing, target=target, changes=changes, dtype=torch.float32).model
     scores = score(model, found, text, criterion="wanda", dtype=torch.float32)
     return cut(model, choose(model, found, scores, ratio=RATIO))
 
