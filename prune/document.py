@@ -130,7 +130,7 @@ def _written_out(events: Iterator[yaml.Event], name: str) -> Iterator[yaml.Event
         else:
             found = [copy.copy(event)]
             if anchor := getattr(event, "anchor", None):
-                found[0].anchor = None
+                found[0].anchor = None  # type: ignore[attr-defined]  # only nodes have one
                 noting.append((anchor, depth, []))
         opens = isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent))
         depth += opens - isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent))
