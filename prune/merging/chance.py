@@ -82,6 +82,7 @@ def states(seed: int, shapes: Sequence[tuple[tuple[int, ...], int, torch.dtype]]
 
 
 def _bernoulli(chance: float | Tensor, like: Tensor, generator: torch.Generator) -> Tensor:
+    """A mask drawn on the CPU, wherever `like` is: other devices draw other numbers."""
     dtype = like.dtype if like.dtype == torch.bfloat16 else torch.float32
-    chances = chance if isinstance(chance, Tensor) else torch.full_like(like, chance, dtype=dtype)
-    return torch.bernoulli(chances, generator=generator).to(like.dtype)
+    chances = chance.cpu() if isinstance(chance, Tensor) else torch.full(like.shape, chance, dtype=dtype)
+    return torch.bernoulli(chances, generator=generator).to(device=like.device, dtype=like.dtype)

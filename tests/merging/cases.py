@@ -32,9 +32,11 @@ MORE = (
     "arcee_fusion",
 )
 KINDS = ("plain", "tied", "shards")
+LARGE = 30011  # tokens: embeddings of more than 2^20 entries, where sums are made of parts
 CASES = [
     *((method, kind, dtype) for method in SEVEN for kind in KINDS for dtype in ("float32", "bfloat16")),
     *((method, "plain", "float32") for method in MORE),
+    ("slerp", "large", "float32"),
 ]
 
 
@@ -45,7 +47,9 @@ def name(case: tuple[str, str, str]) -> str:
 def trio(folder: Path, kind: str, dtype: str) -> Path:
     """base, one and two: the same random model, twice moved a little, in folders of these names."""
     for number, member in enumerate(("base", "one", "two")):
-        module = tiny_model("llama", dtype=getattr(torch, dtype), tie_word_embeddings=kind == "tied")
+        sizes = {"vocab_size": LARGE} if kind == "large" else {}
+        tied = kind in ("tied", "large")
+        module = tiny_model("llama", dtype=getattr(torch, dtype), tie_word_embeddings=tied, **sizes)
         generator = torch.Generator().manual_seed(number)
         with torch.no_grad():
             for parameter in module.parameters() if number else ():

@@ -79,6 +79,42 @@ def test_slerp_goes_along_the_arc() -> None:
     close(merged("slerp", [near], a, t=0.25), 0.75 * a + 0.25 * near)  # parallel: a line
 
 
+def test_slerp_of_several_parts_is_rounded_as_sums_of_rows_are() -> None:
+    part = method("slerp").BLOCK
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(1, part + 392_000, generator=generator) * 0.02
+    b = a + torch.randn(a.shape, generator=generator) * 0.05
+    pieces = [(one.float(), other.float()) for one, other in zip(a.split(part, 1), b.split(part, 1), strict=True)]
+    norms = [
+        torch.stack([own.norm(dim=1, keepdim=True) for own in side]).norm(dim=0) for side in zip(*pieces, strict=True)
+    ]
+    dots = [((x / norms[0]) * (y / norms[1])).sum(dim=1, keepdim=True) for x, y in pieces]
+    angle = torch.acos(torch.stack(dots).sum(dim=0))
+    first, second = torch.sin((1 - torch.tensor([[0.4]])) * angle), torch.sin(torch.tensor([[0.4]]) * angle)
+    wanted = first / torch.sin(angle) * a + second / torch.sin(angle) * b
+    assert torch.equal(merged("slerp", [b], a, t=0.4), wanted)
+
+
+def test_masks_are_drawn_on_the_cpu_wherever_the_tensor_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, moved = [], []
+
+    class Elsewhere:
+        """What a mask is asked for of a tensor on another device."""
+
+        shape, dtype, device = torch.Size((4, 5)), torch.float32, torch.device("meta")
+
+    def bernoulli(chances: Tensor, generator: torch.Generator) -> Any:
+        drawn.append((chances.device.type, generator.device.type))
+        return type("Drawn", (), {"to": staticmethod(lambda **where: moved.append(where))})
+
+    monkeypatch.setattr(torch, "bernoulli", bernoulli)
+    for share in (0.5, torch.full((4, 5), 0.5)):
+        state = torch.Generator().manual_seed(1).get_state()
+        chance.InTurn(state).mask(0, share, Elsewhere())  # type: ignore[arg-type]
+    assert drawn == [("cpu", "cpu")] * 2
+    assert moved == [{"device": torch.device("meta"), "dtype": torch.float32}] * 2
+
+
 def test_task_arithmetic_adds_weighted_changes() -> None:
     base, a, b = tensors()
     wanted = base + 0.5 * (0.3 * (a - base) + 2 * (b - base))

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,37 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ask(tmp_path_factory.mktemp("peer"))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As a merge that is written has, and the client: sums over large tensors depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def difference(ours: Tensor, other: Tensor) -> tuple[float, float]:
     """The share of entries that differ, and the largest difference relative to the tensor's size."""
     gap = (ours.double() - other.double()).abs()
     return float((gap > 0).double().mean()), float(gap.max() / other.double().abs().max())
 
 
+def tied_with_the_threshold(models: Path, name: str) -> Tensor:
+    """Where some model's change is exactly as large as the smallest that its density keeps."""
+    base, *others = (load(models / member, name) for member in ("base", "one", "two"))
+    sizes = [(other - base).abs() for other in others]
+    least = [
+        float(size.float().reshape(-1).sort(descending=True).values[int(0.4 * size.numel()) - 1]) for size in sizes
+    ]
+    return torch.stack([size == bound for size, bound in zip(sizes, least, strict=True)]).any(dim=0)
+
+
+def load(folder: Path, name: str) -> Tensor:
+    return prune.open(folder).tensors.read(name)
+
+
 @pytest.mark.parametrize("case", cases.CASES, ids=cases.name)
+@pytest.mark.usefixtures("one_thread")
 def test_mergekit_gives_the_same_tensors(answers: Path, case: tuple[str, str, str]) -> None:
     method, _, dtype = case
     peer = theirs(answers, case)
@@ -74,7 +99,8 @@ def test_mergekit_gives_the_same_tensors(answers: Path, case: tuple[str, str, st
         assert ours.dtype == other.dtype
         share, gap = difference(ours, other)
         if method == "ties" and dtype == "bfloat16":
-            assert share < 0.2, (name, share, gap)  # entries as large as the threshold, of which mergekit keeps some
+            at_threshold = tied_with_the_threshold(answers / f"{case[1]}-{dtype}", name)
+            assert at_threshold[ours != other].all(), (name, share, gap)  # mergekit keeps only some of those
         elif method in cases.SEVEN:
             assert torch.equal(ours, other), (name, share, gap)
         else:
