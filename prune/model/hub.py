@@ -65,7 +65,9 @@ def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise PruneError(f"no local folder {source!r}, and the Hub does not give it: {_line(error)}") from error
+        unreached = isinstance(error, LocalEntryNotFoundError)
+        why = "it is not reached, or switched off (HF_HUB_OFFLINE)" if unreached else _line(error)
+        raise PruneError(f"no local folder {source!r}, and the Hub does not give it: {why}") from error
 
 
 def _unread(name: str) -> Tensor:

@@ -28,6 +28,7 @@ class Change(NamedTuple):
     before: float
     after: float | None
     ratio: float | None = None  # after / before, where it was measured as such
+    unsure: bool = False  # the quartiles of the ratio lie on both sides of 1
 
 
 def removed(steps: Records) -> list[tuple[str, str]]:
@@ -56,7 +57,9 @@ def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Chan
     if timed:
         said = timings[timed[-1]]
         before, after = said["latency_seconds"]
-        found.append(_measured("latency", before, after, timed[-1], steps, said.get("latency_ratio")))
+        low, high = said.get("speed", {}).get("prefill", {}).get("spread") or (1, 0)
+        latency = _measured("latency", before, after, timed[-1], steps, said.get("latency_ratio"))
+        found.append(latency._replace(unsure=low <= 1 <= high))
     return [change for change in found if change]
 
 
@@ -112,6 +115,8 @@ def _text(name: str, value: float | None) -> str:
 def _percent(change: Change) -> str:
     if change.after is None:
         return ""
+    if change.unsure:
+        return "within noise"
     ratio = change.ratio or (change.after / change.before if change.before else None)
     return f"{(ratio - 1) * 100:+.1f} %" if ratio else ""
 

@@ -132,11 +132,21 @@ def _told(row: dict[str, Any], field: str | None, where: str) -> tuple[str, str]
     name = field or next((name for name in QUESTIONS if row.get(name) is not None), "instruction")
     if name not in row:
         raise unknown("field", name, map(str, row)).at(where)
+    row = {**_instance(row.get("instances"), where), **row}
     answer = next((row[known] for known in ANSWERS if row.get(known) is not None), "")
     parts = [row[name], row.get("input") or "", answer]
     if not all(isinstance(part, str) for part in parts):
         raise PruneError("instruction, input and answer must be text", where=where)
     return "\n\n".join(filter(None, parts[:2])), parts[2]
+
+
+def _instance(instances: Any, where: str) -> dict[str, Any]:
+    """The first example of a task as Self-Instruct writes them: its input and output."""
+    if not instances:
+        return {}
+    if not isinstance(instances, list) or not isinstance(instances[0], dict):
+        raise PruneError("instances must be a list of {input, output}", where=where)
+    return {name: instances[0].get(name) for name in ("input", "output")}
 
 
 def _messages(messages: Any, where: str) -> tuple[str, str]:

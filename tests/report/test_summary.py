@@ -37,6 +37,24 @@ def test_what_was_measured_before_the_model_changed_is_not_said_of_the_result() 
     assert summary.as_data("done", "out", steps, [TIMED, {}])["changes"]["perplexity"]["after"] is None
 
 
+def test_a_latency_whose_ratio_lies_on_both_sides_of_one_is_neither_gain_nor_cost() -> None:
+    unsure, sure = [
+        [
+            {},
+            {
+                "latency_seconds": [1.6, 2.9],
+                "latency_ratio": 1.3,
+                "speed": {"prefill": {"before": 1.6, "after": 2.9, "ratio": 1.3, "spread": spread, "of": {"batch": 1}}},
+            },
+        ]
+        for spread in ([0.6, 3.1], [1.2, 1.5])
+    ]
+    steps = [REMOVE, EVALUATE]
+    assert [shown(steps, timed)["latency"][2] for timed in (unsure, sure)] == ["within noise", "+30.0 %"]
+    found = [next(t for t in tiles(Facts({"steps": steps}, timed)) if t.name == "latency") for timed in (unsure, sure)]
+    assert [(tile.change, tile.tone) for tile in found] == [("within noise", "plain"), ("+30.0 %", "cost")]
+
+
 def test_so_it_is_with_tasks() -> None:
     score = {"kmmlu": {"micro": 0.3, "shots": 5}}
     tested = {"word": "evaluate", "options": {}, "record": {"tasks": {"before": score, "after": score}}}

@@ -251,3 +251,19 @@ def test_the_packages_languages_have_every_prompt_in_their_own_words() -> None:
         if name != "answer":
             assert languages.tell(known["ko"].prompts[name], known.values()).name == "ko", name
             assert known["ko"].prompts[name] != known["en"].prompts[name]
+
+
+def test_a_seed_of_self_instruct_brings_its_first_example(tmp_path: Path) -> None:
+    pairs = {"input": "Night : Day :: Right : Left", "output": "They are opposites."}
+    rows = [
+        {"instruction": "What is the relation between the given pairs?", "instances": [pairs, {"input": "other"}]},
+        {"instruction": "Name a colour.", "instances": [{"input": "", "output": "Red"}]},
+        {"instruction": "Name a fruit.", "instances": ["pear"]},
+    ]
+    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = seeds(tmp_path / "seeds.jsonl")
+    first, second = next(found), next(found)
+    assert first.instruction == f"{rows[0]['instruction']}\n\n{pairs['input']}" and first.answer == pairs["output"]
+    assert (second.instruction, second.answer) == ("Name a colour.", "Red")
+    with pytest.raises(PruneError, match=r"seeds.jsonl:3: instances must be a list of \{input, output\}"):
+        next(found)

@@ -37,7 +37,8 @@ def tiles(facts: Facts) -> list[Tile]:
             continue
         better = (change.after > change.before) == (change.name in summary.RISING)
         detail = f"{before} \N{RIGHTWARDS ARROW} {after}"
-        found.append(Tile(NAMES.get(name, name), _minus(percent), detail, "gain" if better else "cost"))
+        tone = "plain" if change.unsure else "gain" if better else "cost"
+        found.append(Tile(NAMES.get(name, name), _minus(percent), detail, tone))
     return [*found, *_speeds(facts), *_kmmlu(facts)]
 
 
