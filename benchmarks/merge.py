@@ -4,8 +4,8 @@
     python benchmarks/merge.py --peer ... --methods ties slerp --repeats 3 --report
 
 Both sides run in turn, each command in a process of its own that imports first and then notes how long the command
-takes by itself; what earlier commands wrote is flushed before. Medians are printed. So is the floor: a process that reads
-the same inputs, writes as many bytes as come out, flushes and hashes them, and computes nothing.
+takes by itself; what earlier commands wrote is flushed before. Medians are printed. So is the floor: a process that
+reads the same inputs, writes as many bytes as come out, flushes and hashes them, and computes nothing.
 Since mergekit reports nothing, ours runs with `--no-report`; `--report` runs it a second time with the report.
 docs/merging.md keeps the figures with hardware and versions.
 """

@@ -101,8 +101,8 @@ def _layer(
     ]
     for source, old, leaf in zip(own.sources, olds, leaves, strict=True):
         _refuse_more(config, source, [old + name for name in leaf], [old + name for name in leaves[0]])
-    for leaf in leaves[0]:
-        yield _tensor(config, own, path + leaf, [old + leaf for old in olds], u, used)
+    for name in leaves[0]:
+        yield _tensor(config, own, path + name, [old + name for old in olds], u, used)
 
 
 def _refuse_more(config: Config, source: Source, names: Iterable[str], wanted: Iterable[str]) -> None:

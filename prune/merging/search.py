@@ -114,7 +114,7 @@ def _entries(value: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[Ma
     """Every input of a config that has a weight, and what holds settings for it, what counts most first."""
     base = value.get("base_model") if method(value["merge_method"]).BASE != "input" else None
     inside = next(iter(value["modules"].values())) if value.get("modules") else value
-    lists = [(inside["models"], [])] if inside.get("models") else []
+    lists: list[tuple[Any, list[Any]]] = [(inside["models"], [])] if inside.get("models") else []
     lists = lists or [(own["sources"], [own]) for own in inside.get("slices") or ()]
     for entries, around in lists:
         yield from (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prune.model.family import PREFIX
 from prune.model.groups import Group
@@ -48,7 +49,7 @@ def notes(
     ratio: float | None = None,
     count: int | None = None,
     scope: str = "layer",
-    budget: Mapping[str, float] | None = None,
+    budget: Mapping[Any, float] | None = None,
     landed: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Where the type changed, where counts were moved to ones that a stock config carries, and a budget's unused room.
