@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import combinations
 
 import pytest
@@ -172,7 +173,7 @@ def test_activation_of_the_width_counts_each_norm_once(family: str) -> None:
 @pytest.mark.parametrize("name", [name for name in criteria() if needs_data(name)])
 def test_activations_that_are_not_finite_name_the_layer(name: str) -> None:
     family = "mixtral" if criterion(name).KINDS == ("experts",) else "llama"
-    module = zoo_module(family) if family == "mixtral" else tiny_model(family)
+    module = deepcopy(zoo_module(family)) if family == "mixtral" else tiny_model(family)
     with torch.no_grad():
         for path, own in module.model.layers[1].named_parameters():
             if path.startswith("mlp.") and "down_proj" not in path and "gate.weight" not in path:

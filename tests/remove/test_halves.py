@@ -88,7 +88,7 @@ def test_refit_makes_up_for_halves_that_went(family: str) -> None:
 def test_refit_makes_up_for_a_narrower_stream(family: str, linears: str) -> None:
     model = open_model(zoo.module(family))
     found = groups(model, ["width", "channels"])
-    plan = choose(model, found, prune.score(model, found, BATCHES, criterion="activation"), ratio=0.25)
+    plan = choose(model, found, prune.score(model, found, criterion="magnitude"), ratio=0.25)
     better = refit(model, plan, BATCHES, target="residual", linears=linears)  # type: ignore[arg-type]
     assert better.tensors.info.keys() >= cut(model, plan).tensors.info.keys()
     assert divergence(better, model, JUDGE) < divergence(cut(model, plan), model, JUDGE)
