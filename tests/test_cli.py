@@ -68,7 +68,13 @@ def test_quiet_says_nothing_but_the_result(capsys):
     assert err == ""
     result = json.loads(out)
     assert (result["state"], result["output"]) == ("done", "out/small")
-    assert result["changes"]["parameters"] == {"name": "parameters", "before": 16, "after": 14, "ratio": None}
+    assert result["changes"]["parameters"] == {
+        "name": "parameters",
+        "before": 16,
+        "after": 14,
+        "ratio": None,
+        "unsure": False,
+    }
     assert cli.run(["apply", "recipe.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["state"] == "unchanged"
