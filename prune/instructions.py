@@ -66,6 +66,7 @@ def conversation(row: Mapping[str, Any], where: str) -> list[Message]:
     """The messages of a row. PruneError when it has none of the columns that are known."""
     if isinstance(row.get("messages"), list):
         return [{"role": str(m["role"]), "content": str(m["content"])} for m in row["messages"]]
+    row = with_instance(row, where)
     question = next((row[name] for name in QUESTIONS if row.get(name)), None)
     answer = next((row[name] for name in ANSWERS if row.get(name)), None)
     if not isinstance(question, str) or not isinstance(answer, str):
@@ -77,6 +78,16 @@ def conversation(row: Mapping[str, Any], where: str) -> list[Message]:
     more = row.get("input")
     asked = f"{question}\n\n{more}" if isinstance(more, str) and more.strip() else question
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def with_instance(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A row with the input and output of its first example, where it is a task as Self-Instruct writes them."""
+    instances = row.get("instances")
+    if not instances:
+        return row
+    if not isinstance(instances, list) or not isinstance(instances[0], Mapping):
+        raise PruneError("instances must be a list of {input, output}", where=where)
+    return {**{name: instances[0].get(name) for name in ("input", "output")}, **row}
 
 
 def preferences(source: str | Path, *, split: str | None = None) -> list[dict[str, list[Message]]]:

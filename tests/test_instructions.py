@@ -28,6 +28,7 @@ def text(ids: list[int], labels: list[int]) -> str:
     "row",
     [
         {"instruction": "Ask", "input": "More", "output": "Answer"},
+        {"instruction": "Ask", "instances": [{"input": "More", "output": "Answer"}, {"input": "other"}]},
         {"prompt": "Ask\n\nMore", "completion": "Answer"},
         {"messages": [{"role": "user", "content": "Ask\n\nMore"}, {"role": "assistant", "content": "Answer"}]},
     ],

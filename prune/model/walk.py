@@ -68,6 +68,11 @@ class Visit:
         assert self.outputs, self.index
         skeleton.drop(self.module)
 
+    def tokens(self, batch: int) -> int:
+        """How many positions of a batch are text."""
+        mask = self.mask(batch)
+        return self.inputs[batch].shape[:2].numel() if mask is None else int(mask.sum())
+
     def mask(self, batch: int) -> Tensor | None:
         """Which positions of a batch are text: bool (batch, length), or None when all are."""
         found = self.batches[batch].get(self.padding)

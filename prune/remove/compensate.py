@@ -16,7 +16,7 @@ from prune.model import slots
 from prune.model.groups import Group, Slice, by_name, groups
 from prune.model.model import Model
 from prune.model.overlay import Changes, changed
-from prune.model.walk import Batch, Visit, walk
+from prune.model.walk import Batch, walk
 from prune.remove import solve
 from prune.remove.cut import cut
 from prune.remove.gather import Statistics, gather, module_path
@@ -57,22 +57,17 @@ def compensate(
         consumers = list({piece.name: piece for piece in pieces}.values())  # heads and query heads share theirs
         found = gather(visit, root, consumers, NEEDS[how])
         weights = dict(visit.module.named_parameters(prefix=root))
+        tokens = sum(map(visit.tokens, range(len(batches))))
         for piece in consumers:
             removed = _removed(piece, here, plan, weights[piece.name].shape[piece.dim])
             values, raised = _values(piece, weights[piece.name], found[piece.name], removed, how)
             name = f"{new_root}.{module_path(piece, root)}"
             _put(changes, small, name, values)
-            if how == "weights" and _tokens(visit) < int((~removed).sum()):
+            if how == "weights" and tokens < int((~removed).sum()):
                 record.setdefault("few_tokens", []).append(name)
             if raised:
                 record.setdefault("raised", []).append(name)
     return changed(small, changes)
-
-
-def _tokens(visit: Visit) -> int:
-    """How many positions of all batches are text."""
-    masks = [(visit.mask(b), states) for b, states in enumerate(visit.inputs)]
-    return sum(states.shape[:2].numel() if mask is None else int(mask.sum()) for mask, states in masks)
 
 
 def _removed(piece: Slice, here: Sequence[Group], plan: Mapping[str, Sequence[int]], inputs: int) -> Tensor:

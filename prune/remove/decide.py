@@ -170,8 +170,6 @@ def check_amounts(wanted: Wanted, *, idle: Sequence[str], plan: str | None) -> N
     if wanted.budget is not None and (ranked := {"scope", "normalize"} & set(idle)):
         names = sorted(ranked, reverse=True)
         raise PruneError(f"does nothing beside a budget, which shares out itself: {', '.join(names)}", where=names[0])
-    if wanted.budget is not None and not wanted.budget:
-        raise PruneError("an empty budget asks for nothing; give a share, as in {params: 0.6}", where="budget")
     if wanted.budget is None and not wanted.uniform:
         raise PruneError(
             "says how a budget is shared out, and there is none; scope: global is for a ratio", where="uniform"

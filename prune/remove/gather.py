@@ -45,8 +45,7 @@ def gather(
         for batch in range(len(visit.batches)):
             state["mask"] = visit.mask(batch)
             visit.outputs.append(run(batch))
-            mask = state["mask"]
-            tokens += visit.inputs[batch].shape[:2].numel() if mask is None else int(mask.sum())
+            tokens += visit.tokens(batch)
     for name, found in sums.items():
         if not all(bool(torch.isfinite(total).all()) for total in found.values()):
             raise PruneError(

@@ -75,7 +75,7 @@ def measured(model: Model, batches: Sequence[Batch], **options: Any) -> Model:
             with _watching(visit.module, paths, seen):
                 visit.outputs.append(visit.forward(b))
             mask = visit.mask(b)
-            tokens += len(text(visit.inputs[b], mask))
+            tokens += visit.tokens(b)
             for path, entered in seen.items():
                 _add(found, f"{root}.{path}.weight", text(entered, mask))
         if visit.index == model.numbers["layers"] - 1:

@@ -11,6 +11,8 @@ from prune.report.table import Table, size
 
 RISING = frozenset({"accuracy"})  # of what changes more of these is better; of everything else less is
 
+NOISE = "within noise"
+
 MEASURED = {  # what a step says where it measured it, by the name that people give it
     "perplexity": ("perplexity",),
     "accuracy": ("accuracy",),
@@ -57,10 +59,14 @@ def changes(steps: Records, timings: Sequence[dict[str, Any]] = ()) -> list[Chan
     if timed:
         said = timings[timed[-1]]
         before, after = said["latency_seconds"]
-        low, high = said.get("speed", {}).get("prefill", {}).get("spread") or (1, 0)
         latency = _measured("latency", before, after, timed[-1], steps, said.get("latency_ratio"))
-        found.append(latency._replace(unsure=low <= 1 <= high))
+        found.append(latency._replace(unsure=unsure(said.get("speed", {}).get("prefill", {}).get("spread"))))
     return [change for change in found if change]
+
+
+def unsure(spread: Sequence[float] | None) -> bool:
+    """Whether the quartiles of a ratio lie on both sides of 1, so that it is neither gain nor cost."""
+    return spread is not None and spread[0] <= 1 <= spread[1]
 
 
 def _measured(
@@ -116,7 +122,7 @@ def _percent(change: Change) -> str:
     if change.after is None:
         return ""
     if change.unsure:
-        return "within noise"
+        return NOISE
     ratio = change.ratio or (change.after / change.before if change.before else None)
     return f"{(ratio - 1) * 100:+.1f} %" if ratio else ""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from prune import data, files
 from prune.document import parse_value
 from prune.errors import PruneError, unknown
-from prune.instructions import ANSWERS, QUESTIONS
+from prune.instructions import ANSWERS, QUESTIONS, with_instance
 from prune.synthesis.items import Item
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".yml", ".parquet")
@@ -128,25 +128,16 @@ def _item(row: Any, number: int, field: str | None, where: str) -> Item:
     )
 
 
-def _told(row: dict[str, Any], field: str | None, where: str) -> tuple[str, str]:
+def _told(row: Mapping[str, Any], field: str | None, where: str) -> tuple[str, str]:
     name = field or next((name for name in QUESTIONS if row.get(name) is not None), "instruction")
     if name not in row:
         raise unknown("field", name, map(str, row)).at(where)
-    row = {**_instance(row.get("instances"), where), **row}
+    row = with_instance(row, where)
     answer = next((row[known] for known in ANSWERS if row.get(known) is not None), "")
     parts = [row[name], row.get("input") or "", answer]
     if not all(isinstance(part, str) for part in parts):
         raise PruneError("instruction, input and answer must be text", where=where)
     return "\n\n".join(filter(None, parts[:2])), parts[2]
-
-
-def _instance(instances: Any, where: str) -> dict[str, Any]:
-    """The first example of a task as Self-Instruct writes them: its input and output."""
-    if not instances:
-        return {}
-    if not isinstance(instances, list) or not isinstance(instances[0], dict):
-        raise PruneError("instances must be a list of {input, output}", where=where)
-    return {name: instances[0].get(name) for name in ("input", "output")}
 
 
 def _messages(messages: Any, where: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import prune
 from prune.errors import PruneError
 from prune.model.groups import groups
 from prune.model.halves import left_out
+from prune.model.model import Model
 from prune.model.open import open as open_model
 from prune.model.walk import walk
 from prune.remove.choose import choose
@@ -94,6 +95,27 @@ def test_refit_makes_up_for_a_narrower_stream(family: str, linears: str) -> None
     assert divergence(better, model, JUDGE) < divergence(cut(model, plan), model, JUDGE)
     with pytest.raises(PruneError, match="cannot take a narrower stream"):
         refit(model, plan, BATCHES, target="pruned")
+
+
+@pytest.mark.parametrize(("family", "linears"), [("llama", "all"), ("qwen3", "outputs"), ("gemma2", "outputs")])
+def test_refit_brings_a_narrower_stream_nearer_to_the_text_it_is_fitted_to(family: str, linears: str) -> None:
+    model = open_model(zoo.module(family))
+    found = groups(model, ["width", "channels"])
+    plan = choose(model, found, prune.score(model, found, BATCHES, criterion="activation"), ratio=0.25)
+    better = refit(model, plan, BATCHES, target="residual", linears=linears)  # type: ignore[arg-type]
+    expected = [states[..., plan["width"]] for states in _leaving(model)]
+
+    def missed(small: Model) -> float:
+        return sum((a - b).square().sum().item() for a, b in zip(_leaving(small), expected, strict=True))
+
+    assert missed(better) < 0.9 * missed(cut(model, plan))
+
+
+def _leaving(model: Model) -> list[torch.Tensor]:
+    """What leaves the last layer, by batch, its text alone."""
+    *_, last = walk(model, BATCHES)
+    states = [(own, last.mask(b)) for b, own in enumerate(last.outputs)]
+    return [own.flatten(0, 1) if mask is None else own[mask] for own, mask in states]
 
 
 def test_the_width_is_scored_over_all_that_read_the_stream() -> None:

@@ -55,6 +55,16 @@ def test_a_latency_whose_ratio_lies_on_both_sides_of_one_is_neither_gain_nor_cos
     assert [(tile.change, tile.tone) for tile in found] == [("within noise", "plain"), ("+30.0 %", "cost")]
 
 
+def test_so_it_is_with_the_rate_of_decoding() -> None:
+    timings = [
+        [{}, {"speed": {"decode": {"before": 80.0, "after": 70.0, "ratio": 0.9, "spread": spread, "of": {"batch": 1}}}}]
+        for spread in ([0.7, 1.1], [0.8, 0.95])
+    ]
+    facts = [Facts({"steps": [REMOVE, EVALUATE]}, own) for own in timings]
+    found = [next(tile for tile in tiles(own) if tile.name == "decoding") for own in facts]
+    assert [(tile.change, tile.tone) for tile in found] == [("within noise", "plain"), ("\N{MINUS SIGN}10.0 %", "cost")]
+
+
 def test_so_it_is_with_tasks() -> None:
     score = {"kmmlu": {"micro": 0.3, "shots": 5}}
     tested = {"word": "evaluate", "options": {}, "record": {"tasks": {"before": score, "after": score}}}

@@ -53,9 +53,11 @@ def _speeds(facts: Facts) -> list[Tile]:
     if not decode or decode.changed or not decode.ratio or not decode.before or not decode.after:
         return []
     detail = f"{decode.before:,.0f} \N{RIGHTWARDS ARROW} {decode.after:,.0f} tokens/s"
-    unsure = decode.spread and decode.spread[0] <= 1 <= decode.spread[1]
-    tone = "plain" if unsure else "gain" if decode.ratio > 1 else "cost"
-    return [Tile("decoding", _minus(f"{(decode.ratio - 1) * 100:+.1f} %"), detail, tone)]
+    if summary.unsure(decode.spread):
+        return [Tile("decoding", summary.NOISE, detail, "plain")]
+    return [
+        Tile("decoding", _minus(f"{(decode.ratio - 1) * 100:+.1f} %"), detail, "gain" if decode.ratio > 1 else "cost")
+    ]
 
 
 def _kmmlu(facts: Facts) -> list[Tile]:
